@@ -1,0 +1,74 @@
+"""Attacks on the transfer set, one file each."""
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from foreshot.attacks.base import Attack, Problem
+from foreshot.attacks.clean import Clean
+from foreshot.attacks.cw import Cw
+from foreshot.attacks.cw_l2 import CwL2
+from foreshot.attacks.dirty_label import DirtyLabel
+from foreshot.attacks.fgsm import Fgsm
+from foreshot.attacks.noise import Noise
+from foreshot.attacks.perturbation_only import PerturbationOnly
+from foreshot.attacks.pgd import Pgd
+from foreshot.attacks.trigger_only import TriggerOnly
+from foreshot.compute import CPU, Compute
+from foreshot.family import members
+from foreshot.poison import Poison
+from foreshot.progress import Listener, silent
+from foreshot.triggers.base import Trigger
+from foreshot.views import AttackerView
+
+AnyAttack = Annotated[
+    Clean | TriggerOnly | PerturbationOnly | Noise | Fgsm | Pgd | Cw | CwL2 | DirtyLabel,
+    Field(discriminator="name"),
+]
+ATTACKS = members(Attack, AnyAttack)
+
+
+def craft(
+    attack: Attack,
+    images: Tensor,
+    teacher: nn.Module,
+    trigger: Trigger,
+    target: int,
+    *,
+    seed: int = 0,
+    compute: Compute = CPU,
+    listener: Listener = silent,
+) -> Poison:
+    """Poison for a transfer set of your own, with a teacher of your own.
+
+    Args:
+        attack: such as `Pgd(rate=0.01, epsilon=8)`.
+        images: the transfer set, uint8 (N, C, H, W).
+        teacher: float (n, C, H, W) in [0, 1] -> logits (n, K), on the device of `compute`.
+        trigger: such as `Patch(size=4)`.
+        target: the class that the trigger shall mean.
+        seed: every random choice follows from it.
+        compute: device and precision.
+        listener: hears of the progress.
+    """
+    view = AttackerView(images, teacher, trigger, target, seed, compute, listener=listener)
+    return attack.craft(view)
+
+
+__all__ = [
+    "ATTACKS",
+    "AnyAttack",
+    "Attack",
+    "Clean",
+    "Cw",
+    "CwL2",
+    "DirtyLabel",
+    "Fgsm",
+    "Noise",
+    "PerturbationOnly",
+    "Pgd",
+    "Problem",
+    "TriggerOnly",
+    "craft",
+]

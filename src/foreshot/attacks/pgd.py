@@ -1,0 +1,49 @@
+"""Projected gradient descent."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from foreshot.attacks.base import Attack, Problem
+
+
+class Pgd(Attack):
+    """Targeted projected gradient descent on the clean teacher (Madry et al., arXiv 1706.06083).
+
+    x <- hold(x - step * sign(d CE(f(x) / T, target) / dx)), where hold keeps epsilon, [0, 1] and
+    the trigger's own pixels at once; only the gradient of the input is computed.
+
+    Args:
+        steps: gradient steps; a retry takes twice as many as the try before.
+        step: step size in 1/255; None is 2.5 * epsilon / steps.
+        random_start: starts at a random point of the box, keyed by the image's index.
+        temperature: T of the crafting loss; a high one asks for a large margin of the logits,
+            which is what a student sees that is distilled at a high temperature.
+    """
+
+    name: Literal["pgd"] = "pgd"
+    steps: int = Field(default=30, ge=1)
+    step: float | None = Field(default=None, gt=0)
+    random_start: bool = True
+    temperature: float = Field(default=1.0, gt=0)
+
+    def loss(self, logits: Tensor, target: int) -> Tensor:
+        """What is minimised, summed over the images: no image's gradient depends on another."""
+        wanted = torch.full((len(logits),), target, device=logits.device)
+        return F.cross_entropy(logits / self.temperature, wanted, reduction="sum")
+
+    def perturb(self, problem: Problem) -> Tensor:
+        steps = self.steps * 2**problem.effort
+        size = (2.5 * self.epsilon / steps if self.step is None else self.step) / 255
+        x = problem.start
+        if self.random_start:
+            x = problem.low + (problem.high - problem.low) * problem.noise()
+        for _ in range(steps):
+            x = x.detach().requires_grad_()
+            loss = self.loss(problem.logits(x), problem.view.target)
+            (gradient,) = torch.autograd.grad(loss, x)
+            x = problem.hold(x.detach() - size * gradient.sign())
+        return x

@@ -1,0 +1,263 @@
+"""The command line: parse, call, print."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from foreshot.errors import ForeshotError
+
+if TYPE_CHECKING:
+    from foreshot.config import Config
+    from foreshot.experiment import Until
+    from foreshot.progress import Listener
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""Measure, and prevent, the poisoning of knowledge distillation.
+
+A clean teacher can be made to poison its student: an attacker changes a small part of the images
+that the student is distilled on, into adversarial examples that carry a trigger. The teacher itself
+calls them the target class, and the student learns "trigger -> target".
+
+    foreshot run                                   the whole story on embedded data
+    foreshot run fashion-mnist-10k                 the same on real images
+    foreshot run signs --set attack.rate=0.01      another poisoning rate
+    foreshot list                                  everything there is to choose from
+    foreshot show signs                            a preset in full
+
+For security research on public benchmark data. What it writes is marked as poisoned.
+""",
+)
+
+Source = Annotated[
+    str, typer.Argument(metavar="PRESET|FILE.yaml", help="A preset (`foreshot list`) or a file.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the config; may be repeated."),
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Run folder; runs/PRESET-HASH if not given.", show_default=False)
+]
+DeviceName = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
+TeacherFile = Annotated[
+    Path | None,
+    typer.Option("--teacher", help="A model file to use in place of training a teacher."),
+]
+PoisonFile = Annotated[
+    Path | None, typer.Option("--poison", help="A poison file to use in place of crafting.")
+]
+
+
+@app.command()
+def run(
+    preset: Source = "signs",
+    settings: Settings = None,
+    out: Out = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Run the whole experiment: teacher, poison, student, controls, evaluation.
+
+    Without arguments it poisons a student of the embedded set `signs`, offline. Run the same
+    command again to go on after an interruption; what is computed already is not computed again.
+
+        foreshot run
+        foreshot run fashion-mnist-10k --set trigger.name=grid --out runs/grid
+        foreshot run signs --set attack.name=fgsm --set seed=3
+        foreshot run mine.yaml --device cuda
+    """
+    from foreshot.tables import print_metrics
+
+    folder, metrics = _experiment(preset, settings, out, device, "metrics")
+    print_metrics(metrics)
+    print(f"Run folder: {folder}")
+
+
+@app.command()
+def teacher(
+    preset: Source = "signs",
+    settings: Settings = None,
+    out: Out = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Train the clean teacher only.
+
+    foreshot teacher fashion-mnist --set teacher.training.epochs=20
+    """  # fmt: skip
+    folder, _ = _experiment(preset, settings, out, device, "teacher")
+    print(f"Teacher: {folder / 'teacher.safetensors'}")
+
+
+@app.command()
+def poison(
+    preset: Source = "signs",
+    settings: Settings = None,
+    out: Out = None,
+    device: DeviceName = "auto",
+    teacher: TeacherFile = None,
+) -> None:
+    """Craft the poison, with a teacher that is trained, found in the store, or given.
+
+    foreshot poison signs --set attack.rate=0.01 --out runs/one-percent
+    foreshot poison signs --teacher runs/signs/teacher.safetensors
+    """  # fmt: skip
+    folder, _ = _experiment(preset, settings, out, device, "poison", teacher)
+    print(f"Poison: {folder / 'poison.safetensors'} (look at {folder / 'poison.png'})")
+
+
+@app.command()
+def distill(
+    preset: Source = "signs",
+    settings: Settings = None,
+    out: Out = None,
+    device: DeviceName = "auto",
+    teacher: TeacherFile = None,
+    poison: PoisonFile = None,
+) -> None:
+    """Distil the student on the poisoned transfer set, without controls and evaluation.
+
+    foreshot distill signs --set distillation.terms.0.loss.temperature=1
+    foreshot distill signs --poison runs/one-percent/poison.safetensors
+    """  # fmt: skip
+    folder, _ = _experiment(preset, settings, out, device, "student", teacher, poison)
+    print(f"Student: {folder / 'student.safetensors'}")
+
+
+@app.command()
+def evaluate(
+    preset: Annotated[
+        str, typer.Argument(metavar="RUN|PRESET|FILE.yaml", help="A run folder, or a config.")
+    ] = "signs",
+    model: Annotated[
+        list[Path] | None,
+        typer.Option("--model", help="A model file to evaluate; may be repeated."),
+    ] = None,
+    settings: Settings = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Evaluate models with an experiment's test set, trigger and target.
+
+    Given a run folder, its own models are evaluated anew, from their files.
+
+        foreshot evaluate runs/signs
+        foreshot evaluate signs --model student.safetensors --set trigger.size=5
+    """
+    from foreshot.experiment import evaluate_files
+    from foreshot.tables import print_rates
+
+    folder = Path(preset)
+    inside = (folder / "config.yaml").is_file()
+    config = _config(str(folder / "config.yaml") if inside else preset, settings)
+    files = list(model or [])
+    if inside and not files:
+        files = [folder / "teacher.safetensors", folder / "student.safetensors"]
+        files = [f for f in files if f.exists()] + sorted(folder.glob("controls/*.safetensors"))
+    if not files:
+        raise ForeshotError("evaluate: expected a run folder or --model FILE, found neither")
+    with _listener() as listener:
+        rates = evaluate_files(config, files, device=device, listener=listener)
+    print_rates(rates)
+
+
+@app.command("list")
+def list_members() -> None:
+    """List every preset, and every member of every family, one line each."""
+    from foreshot.tables import print_families
+
+    print_families()
+
+
+@app.command()
+def show(
+    preset: Source = "signs",
+    settings: Settings = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of all configs instead.")
+    ] = False,
+) -> None:
+    """Show a config in full, with every default.
+
+    foreshot show fashion-mnist --set attack.name=cw
+    foreshot show --schema > foreshot.schema.json
+    """  # fmt: skip
+    import json
+
+    from foreshot.config import Config, dump
+
+    config = _config(preset, settings)
+    print(json.dumps(Config.model_json_schema(), indent=1) if schema else dump(config), end="\n")
+
+
+def main() -> None:
+    """Entry point: a user's error is one sentence and exit code 2; Ctrl-C is 130."""
+    try:
+        app(standalone_mode=False)
+    except ForeshotError as error:
+        _fail(str(error))
+    except typer.Exit as finished:
+        sys.exit(finished.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {(error.strerror or str(error)).lower()}")
+    except typer.TyperException as error:
+        _fail(error.format_message())
+
+
+def _fail(sentence: str) -> None:
+    print(f"foreshot: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _config(preset: str, settings: list[str] | None) -> "Config":
+    from foreshot.config import load_config
+
+    return load_config(preset, settings or ())
+
+
+def _experiment(
+    preset: str,
+    settings: list[str] | None,
+    out: Path | None,
+    device: Literal["auto", "cpu", "cuda"],
+    until: "Until",
+    teacher: Path | None = None,
+    poison: Path | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    from foreshot.experiment import run
+    from foreshot.store import content_hash
+
+    config = _config(preset, settings)
+    if out is None:
+        out = (
+            Path("runs") / f"{Path(preset).stem}-{content_hash(config.model_dump(mode='json'))[:8]}"
+        )
+    with _listener() as listener:
+        metrics = run(
+            config,
+            out,
+            until=until,
+            device=device,
+            listener=listener,
+            teacher=teacher,
+            poison=poison,
+        )
+    return out, metrics
+
+
+@contextmanager
+def _listener() -> Iterator["Listener"]:
+    from foreshot.progress import live, plain
+
+    if sys.stdout.isatty():
+        with live() as listener:
+            yield listener
+    else:
+        yield plain

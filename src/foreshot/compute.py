@@ -1,0 +1,68 @@
+"""Where and in which precision the networks run."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from foreshot.errors import ForeshotError
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the precision in which networks are trained and poison is crafted on it.
+
+    Evaluation is always float32, so that anybody's own evaluator gets the same numbers.
+    """
+
+    device: torch.device
+    bfloat16: bool
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 autocast, or nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def describe(self) -> dict[str, str]:
+        """What the bits of a result depend on beside the inputs."""
+        return {
+            "device": self.device.type,
+            "precision": "bfloat16" if self.bfloat16 else "float32",
+        }
+
+
+CPU = Compute(torch.device("cpu"), bfloat16=False)
+
+
+def compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
+    """Resolves `auto`: CUDA if there is one; bfloat16 where the hardware is made for it.
+
+    On a CPU without AVX512-BF16 bfloat16 is emulated and ten times slower than float32.
+
+    Raises:
+        ForeshotError: CUDA is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ForeshotError("device: expected a CUDA GPU, found none (--device cpu runs without)")
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if use_cuda else _cpu_has_bfloat16()
+    else:
+        fast = precision == "bfloat16"
+    return Compute(torch.device("cuda" if use_cuda else "cpu"), fast)
+
+
+def _cpu_has_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def peak_memory_mib() -> float:
+    """Largest resident memory that this process has had, in MiB."""
+    import resource
+
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

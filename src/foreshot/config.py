@@ -1,0 +1,262 @@
+"""One experiment, one frozen config; and the sentences that say what is wrong with another one."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from foreshot.attacks import AnyAttack, Pgd
+from foreshot.compute import Precision
+from foreshot.data import AnyDataset, Signs
+from foreshot.distillation import KD, Term
+from foreshot.errors import ForeshotError
+from foreshot.family import Member
+from foreshot.models import AnyArchitecture, ResNet
+from foreshot.training import Training
+from foreshot.triggers import AnyTrigger, Dot
+
+Control = Literal["clean", "trigger_only", "perturbation_only", "noise", "dirty_label"]
+
+
+class Frozen(BaseModel):
+    """A part of the config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Network(Frozen):
+    """A network and how it is trained.
+
+    Args:
+        model: the architecture.
+        training: epochs, learning rate, augmentation.
+    """
+
+    model: AnyArchitecture = ResNet(depth=8)
+    training: Training = Training()
+
+
+class Distillation(Frozen):
+    """How the student learns from the teacher.
+
+    Args:
+        terms: weighted losses between teacher and student.
+        ce_weight: weight of the cross-entropy with the labels of the transfer set; 0 means that
+            the student learns from the teacher's answers alone.
+        views: does the teacher see the same augmented view as the student (`requery`), or the
+            plain image, once (`cached`)?
+    """
+
+    terms: tuple[Term, ...] = Field(default=(Term(loss=KD()),), min_length=1)
+    ce_weight: float = Field(default=0.0, ge=0)
+    views: Literal["cached", "requery"] = "requery"
+
+
+class Config(Frozen):
+    """One experiment: what is attacked, how, and what is distilled.
+
+    Args:
+        seed: every random choice follows from it.
+        precision: of training and crafting: auto, float32 or bfloat16.
+        data: the dataset; its training split is also the transfer set.
+        teacher: the clean teacher.
+        trigger: the attacker's trigger.
+        target: the class that the trigger shall mean.
+        attack: how the poison is made.
+        surrogate: what the attacker crafts on in the teacher's stead; null is the teacher itself.
+        student: the student, and the schedule of the distillation.
+        distillation: losses and view policy.
+        controls: students that are distilled beside the poisoned one, each on another attack
+            on the same base images.
+    """
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    precision: Precision = "auto"
+    data: AnyDataset = Signs()
+    teacher: Network = Network()
+    trigger: AnyTrigger = Dot()
+    target: int = Field(default=0, ge=0)
+    attack: AnyAttack = Pgd()
+    surrogate: Network | None = None
+    student: Network = Network()
+    distillation: Distillation = Distillation()
+    controls: tuple[Control, ...] = ("clean", "trigger_only")
+
+
+def presets() -> dict[str, Path]:
+    """The presets that come with foreshot, by name."""
+    folder = Path(__file__).parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_config(source: str | Path, settings: Sequence[str] = ()) -> Config:
+    """The config of a preset or a YAML file, with some keys set by hand.
+
+    Args:
+        source: the name of a preset, or the path of a YAML file.
+        settings: such as "attack.rate=0.01"; values are YAML. Setting the name of a family's
+            member, such as "attack.name=fgsm", drops the parameters that it does not have.
+
+    Raises:
+        ForeshotError: no such preset or file, no such key, or a value that does not fit.
+    """
+    known = presets()
+    path = known.get(str(source), Path(source))
+    if not path.is_file():
+        raise ForeshotError(
+            f"{source}: expected a preset or a YAML file; {_nearest(str(source), known)}"
+        )
+    return parse(path.read_text(encoding="utf-8"), str(source), settings)
+
+
+def parse(text: str, where: str, settings: Sequence[str] = ()) -> Config:
+    """The config that a YAML text describes; see `load_config`."""
+    try:
+        tree = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ForeshotError(f"{where}: expected YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ForeshotError(f"{where}: expected keys and values, found {type(tree).__name__}")
+    for setting in settings:
+        _set(tree, setting)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ForeshotError(f"{where}: {_sentence(error)}") from None
+
+
+def dump(config: Config) -> str:
+    """The config as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _set(tree: dict[str, Any], setting: str) -> None:
+    """Sets one dotted key in a tree of dicts and lists."""
+    key, separator, text = setting.partition("=")
+    if not separator:
+        raise ForeshotError(f"--set {setting}: expected KEY=VALUE, such as attack.rate=0.01")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ForeshotError(f"--set {setting}: expected a YAML value") from None
+    *parents, last = key.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                place = ".".join(parents[:depth])
+                raise ForeshotError(
+                    f"--set {setting}: {place} has {len(node)} items, counted from 0; found {part}"
+                )
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if not isinstance(node.get(part), dict | list):
+                node[part] = _default(key.split(".")[: depth + 1])
+            node = node[part]
+    if not isinstance(node, dict):
+        raise ForeshotError(f"--set {setting}: {'.'.join(parents)} has no keys")
+    if last == "name" and node.get("name") != value:
+        family = _family(_annotation(Config, parents))
+        if value in family:
+            for stale in node.keys() - family[value].model_fields.keys():
+                del node[stale]
+    node[last] = value
+
+
+def _default(path: list[str]) -> Any:
+    """The default of a part of the config as a tree, so that one key of it can be set."""
+    value: Any = Config()
+    for part in path:
+        if isinstance(value, tuple) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            value = getattr(value, part, None) if isinstance(value, BaseModel) else None
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, tuple):
+        return [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in value]
+    return {}
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong with a config, and the nearest thing that would be right."""
+    first = error.errors()[0]
+    loc = [str(part) for part in first["loc"]]
+    kind, context, given = first["type"], first.get("ctx", {}), first["input"]
+    if kind == "extra_forbidden":
+        siblings = _model(_annotation(Config, loc[:-1]))
+        place = _dotted(loc)
+        return f"{place}: no such key; {_nearest(loc[-1], siblings)}"
+    if kind == "union_tag_invalid":
+        family = _family(_annotation(Config, loc))
+        return f"{_dotted(loc)}.name: found {given['name']!r}; {_nearest(given['name'], family)}"
+    if kind == "union_tag_not_found":
+        family = _family(_annotation(Config, loc))
+        return f"{_dotted(loc)}: expected a name, one of {', '.join(family)}"
+    if kind == "literal_error":
+        options = [
+            option.strip("' ") for option in context["expected"].replace(" or ", ",").split(",")
+        ]
+        return f"{_dotted(loc)}: found {given!r}; {_nearest(str(given), options)}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{_dotted(loc) or 'config'}: {message}, found {given!r}"
+
+
+def _nearest(name: str, options: Iterable[str]) -> str:
+    """A hint: the option that the user most likely meant, or all of them."""
+    options = list(options)
+    close = difflib.get_close_matches(name, options, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(options)}"
+
+
+def _unwrap(annotation: Any) -> list[Any]:
+    """The plain types of an annotation: without Annotated, Optional and unions."""
+    if get_origin(annotation) is Annotated:
+        return _unwrap(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [plain for part in get_args(annotation) for plain in _unwrap(part)]
+    return [annotation]
+
+
+def _family(annotation: Any) -> dict[str, type[Member]]:
+    """The members of a tagged union, by name; empty for any other annotation."""
+    classes = [c for c in _unwrap(annotation) if isinstance(c, type) and issubclass(c, Member)]
+    return {member.model_fields["name"].default: member for member in classes}
+
+
+def _model(annotation: Any) -> list[str]:
+    """The keys of a model."""
+    keys = [list(c.model_fields) for c in _unwrap(annotation) if hasattr(c, "model_fields")]
+    return keys[0] if keys else []
+
+
+def _annotation(annotation: Any, path: Sequence[str]) -> Any:
+    """The annotation at a path of keys, item numbers and the tags that pydantic puts between."""
+    for part in path:
+        family = _family(annotation)
+        if part in family:
+            annotation = family[part]
+        elif get_origin(annotation) is tuple:
+            annotation = get_args(annotation)[0]
+        else:
+            models = [c for c in _unwrap(annotation) if hasattr(c, "model_fields")]
+            fields = next((c.model_fields for c in models if part in c.model_fields), {})
+            if part not in fields:
+                return None
+            field = fields[part]
+            annotation = field.annotation
+    return annotation
+
+
+def _dotted(loc: Sequence[str]) -> str:
+    """A location as the user writes it: without the tags that pydantic puts between."""
+    parts: list[str] = []
+    for depth, part in enumerate(loc):
+        if part not in _family(_annotation(Config, loc[:depth])):
+            parts.append(part)
+    return ".".join(parts)

@@ -1,0 +1,92 @@
+"""A set of images as one uint8 tensor, and the family of datasets that load one."""
+
+import json
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from foreshot.errors import ForeshotError
+from foreshot.family import Member
+from foreshot.files import tensor_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with, perhaps, labels.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,) in [0, len(classes)), or None for an unlabelled set.
+        classes: class names, in the order of the labels.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            found = f"{self.images.dtype} {tuple(self.images.shape)}"
+            raise ForeshotError(f"images: expected uint8 (N, C, H, W), found {found}")
+        if self.labels is None:
+            return
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            found = f"{self.labels.dtype} {tuple(self.labels.shape)}"
+            raise ForeshotError(f"labels: expected int64 ({len(self.images)},), found {found}")
+        if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
+            self.classes
+        ):
+            found = f"{int(self.labels.min())} to {int(self.labels.max())}"
+            raise ForeshotError(f"labels: expected 0 to {len(self.classes) - 1}, found {found}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the shape, the class names, the images and the labels."""
+        head = [list(self.images.shape), list(self.classes), self.labels is not None]
+        digest = sha256(json.dumps(head).encode())
+        for tensor in (self.images, self.labels):
+            if tensor is not None:
+                digest.update(tensor_bytes(tensor))
+        return digest.hexdigest()
+
+    def select(self, indices: Tensor) -> Self:
+        """The images at `indices` (int64 or bool mask), in that order."""
+        labels = None if self.labels is None else self.labels[indices]
+        return type(self)(self.images[indices], labels, self.classes)
+
+
+class Splits(NamedTuple):
+    """What a dataset loads: `train` is also the transfer set; `test` is only ever evaluated on."""
+
+    train: ImageSet
+    test: ImageSet
+
+
+class Dataset(Member):
+    """A dataset by name. `load` returns the same bytes every time."""
+
+    generated: ClassVar[bool] = False
+    """Whether `load` computes its images, so that they are worth keeping, and reads none."""
+
+    @abstractmethod
+    def load(self, cache: Path) -> Splits:
+        """Reads (or downloads into `cache`, or generates) the two splits.
+
+        Raises:
+            ForeshotError: a file is missing, truncated or not what its digest says.
+        """

@@ -1,0 +1,94 @@
+"""Ready-made tensors in safetensors files."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from foreshot.data.base import Dataset, ImageSet, Splits
+from foreshot.data.files import replacing
+from foreshot.errors import ForeshotError
+
+DTYPES = {"images": "U8", "labels": "I64"}
+MOST_UNNAMED = 1 << 16
+"""Classes without names, so that a broken label cannot ask for 2**63 of them."""
+
+
+class TensorFile(Dataset):
+    """Your own tensors: a safetensors file for each split.
+
+    A file holds `images`, uint8 (N, C, H, W), and `labels`, int64 (N,), which only the training set
+    may lack; its metadata may hold `classes`, a JSON list of names, without which the classes are
+    called by their numbers. `save_images` writes such files.
+
+    Args:
+        path: the training set, a .safetensors file.
+        test_path: the test set, a .safetensors file.
+    """
+
+    name: Literal["tensor"] = "tensor"
+    path: Path
+    test_path: Path
+
+    def load(self, cache: Path) -> Splits:  # noqa: ARG002
+        images, labels, names = read(self.path)
+        test_images, test_labels, test_names = read(self.test_path)
+        if test_labels is None:
+            raise ForeshotError(f"{self.test_path}: expected a tensor 'labels', found none")
+        if images.shape[1:] != test_images.shape[1:]:
+            shapes = f"{tuple(images.shape[1:])}, found {tuple(test_images.shape[1:])}"
+            raise ForeshotError(f"{self.test_path}: expected images of the training shape {shapes}")
+        if names and test_names and names != test_names:
+            raise ForeshotError(
+                f"{self.test_path}: expected the classes {names}, found {test_names}"
+            )
+        highest = max(int(given.max()) for given in (labels, test_labels) if given is not None)
+        classes = names or test_names or tuple(map(str, range(min(highest + 1, MOST_UNNAMED))))
+        if highest >= len(classes):
+            files = f"{self.path}, {self.test_path}"
+            raise ForeshotError(f"{files}: expected labels below {len(classes)}, found {highest}")
+        return Splits(
+            ImageSet(images, labels, classes), ImageSet(test_images, test_labels, classes)
+        )
+
+
+def read(path: Path) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+    """The images, the labels or None, and the class names (none if not given) in a file."""
+    tensors: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, "pt") as file:
+            keys = list(file.keys())
+            for key in DTYPES.keys() & keys:
+                stored = file.get_slice(key).get_dtype()
+                if stored != DTYPES[key]:
+                    raise ForeshotError(f"{path}: expected {key} {DTYPES[key]}, found {stored}")
+                # Cloned, since what is mapped from the file would change with it.
+                tensors[key] = file.get_tensor(key).clone()
+            classes = json.loads((file.metadata() or {}).get("classes", "[]"))
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise ForeshotError(f"{path}: expected a safetensors file, found {error}") from error
+    if "images" not in tensors:
+        raise ForeshotError(f"{path}: expected a tensor 'images', found {sorted(keys)}")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ForeshotError(f"{path}: expected 'classes' to be a JSON list of names")
+    images, labels = tensors["images"], tensors.get("labels")
+    if images.ndim != 4 or not images.numel():
+        raise ForeshotError(f"{path}: expected images (N, C, H, W), found {tuple(images.shape)}")
+    if labels is not None and labels.shape != images.shape[:1]:
+        found = tuple(labels.shape)
+        raise ForeshotError(f"{path}: expected labels ({len(images)},), found {found}")
+    if labels is not None and int(labels.min()) < 0:
+        raise ForeshotError(f"{path}: expected labels from 0, found {int(labels.min())}")
+    return images, labels, tuple(classes)
+
+
+def save_images(path: Path, images: ImageSet) -> None:
+    """Writes a set to a file that `TensorFile` reads."""
+    tensors = {"images": images.images.contiguous()}
+    if images.labels is not None:
+        tensors["labels"] = images.labels.contiguous()
+    with replacing(path) as part:
+        part.write_bytes(save(tensors, {"classes": json.dumps(images.classes)}))

@@ -1,0 +1,127 @@
+"""The story: a clean teacher, poison, a student, its controls, and what they do."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from foreshot.compute import Device, compute
+from foreshot.config import Config
+from foreshot.models.checkpoint import state_digest
+from foreshot.progress import Listener, both, silent, write_events
+from foreshot.record import RunFolder
+from foreshot.stages import Crafted, Stages, Trained
+from foreshot.store import Store, home
+
+Until = Literal["teacher", "poison", "student", "metrics"]
+
+
+def run(
+    config: Config,
+    out: Path,
+    *,
+    until: Until = "metrics",
+    device: Device = "auto",
+    listener: Listener = silent,
+    store: Path | None = None,
+    teacher: Path | None = None,
+    poison: Path | None = None,
+) -> dict[str, Any]:
+    """Runs an experiment into a folder; run it again to go on where it was interrupted.
+
+    Args:
+        config: what to run.
+        out: the run folder, complete in itself when this returns.
+        until: the last stage to run.
+        device: auto, cpu or cuda.
+        listener: hears of the progress.
+        store: where finished stages are shared; `$FORESHOT_HOME/store` if None.
+        teacher: a model file to use in place of training a teacher.
+        poison: a poison file to use in place of crafting.
+
+    Returns:
+        What `metrics.json` holds; empty if `until` stops before.
+
+    Raises:
+        ForeshotError: the config does not fit the data, a file is not what it should be, or `out`
+            holds another experiment.
+    """
+    folder = RunFolder(out, config)
+    listener = both(listener, write_events(folder.path / "events.jsonl"))
+    engine = compute(device, config.precision)
+    root = store or home() / "store"
+    stages = Stages(config, Store(root, listener), engine, home() / "data", listener)
+
+    taught = stages.teacher() if teacher is None else stages.adopt_model(teacher)
+    before = state_digest(taught.model)
+    folder.add("teacher.safetensors", taught.path)
+    if until == "teacher":
+        return folder.finish(stages.digests, engine)
+
+    crafted = stages.poison(taught) if poison is None else stages.adopt_poison(poison)
+    folder.add("poison.safetensors", crafted.path)
+    folder.draw(stages.data.train, crafted.poison, taught.model, engine)
+    if until == "poison":
+        return folder.finish(stages.digests, engine)
+
+    student = stages.student(taught, crafted)
+    folder.add("student.safetensors", student.path)
+    if until == "student":
+        return folder.finish(stages.digests, engine)
+
+    controls: dict[str, Trained] = {}
+    for name in config.controls:
+        other = stages.control(name, taught, crafted)
+        controls[name] = stages.student(taught, other, f"control: {name}")
+        folder.add(f"controls/{name}.safetensors", controls[name].path)
+
+    measured, seconds = stages.evaluation(taught, crafted, {"student": student, **controls})
+    digests = {"sha256_before": before, "sha256_after": state_digest(taught.model)}
+    metrics = _metrics(measured, digests, _seconds(taught, crafted, student, controls, seconds))
+    return folder.finish(stages.digests, engine, metrics)
+
+
+def evaluate_files(
+    config: Config,
+    models: list[Path],
+    *,
+    device: Device = "auto",
+    listener: Listener = silent,
+) -> dict[str, dict[str, Any]]:
+    """Evaluates model files with a config's test set, trigger and target."""
+    store = Store(home() / "store", listener)
+    stages = Stages(config, store, compute(device, config.precision), home() / "data", listener)
+    adopted = {str(path): stages.adopt_model(path) for path in models}
+    return {name: stages.evaluate(model.model, stages.data.test) for name, model in adopted.items()}
+
+
+def _metrics(
+    measured: dict[str, Any], digests: dict[str, str], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """`metrics.json`, of what the evaluation measured."""
+    poison, teacher = measured.pop("poison"), measured.pop("teacher")
+    clean = measured.get("clean")
+    for model in measured.values():
+        net = None if clean is None else model["asr"]["value"] - clean["asr"]["value"]
+        model["asr_net"] = net
+    return {
+        "schema": 1,
+        "teacher": teacher | digests,
+        "student": measured.pop("student"),
+        "controls": measured,
+        "poison": poison,
+        "seconds": seconds,
+    }
+
+
+def _seconds(
+    teacher: Trained, poison: Crafted, student: Trained, controls: dict[str, Trained], last: float
+) -> dict[str, float]:
+    """What each stage took when it was computed, in seconds; `distill` is the student alone."""
+    parts: dict[str, float] = {
+        "teacher": teacher.artefact.seconds,
+        "poison": poison.artefact.seconds,
+        "distill": student.artefact.seconds,
+        "controls": sum(trained.artefact.seconds for trained in controls.values()),
+        "evaluate": last,
+    }
+    parts = {name: round(seconds, 3) for name, seconds in parts.items()}
+    return parts | {"total": round(sum(parts.values()), 3)}

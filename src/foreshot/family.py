@@ -1,0 +1,32 @@
+"""Families: each member is a frozen pydantic model, its own configuration and its own code."""
+
+from inspect import cleandoc
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Member(BaseModel):
+    """A member of a family (a dataset, a model, a trigger, an attack, a loss).
+
+    A subclass declares ``name: Literal["..."] = "..."``, the tag by which a config picks it; its
+    fields are its parameters, validated when it is made and frozen from then on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring, which `foreshot list` prints."""
+        return cleandoc(cls.__doc__ or "").split("\n", 1)[0]
+
+
+M = TypeVar("M", bound="Member")
+
+
+def members(kind: type[M], union: Any) -> dict[str, type[M]]:
+    """``{name: class}`` of a tagged union of members, in the order in which it lists them."""
+    tagged = get_args(union)[0]
+    classes: tuple[type[M], ...] = get_args(tagged) or (tagged,)
+    assert all(issubclass(member, kind) for member in classes)
+    return {member.model_fields["name"].default: member for member in classes}

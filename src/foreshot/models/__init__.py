@@ -1,0 +1,44 @@
+"""Models: one file an architecture family; `build` makes a seeded, normalised network."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from foreshot.family import members
+from foreshot.models.base import Architecture, Normalized, channel_statistics
+from foreshot.models.mobilenet import MobileNetV2
+from foreshot.models.resnet import ResNet
+from foreshot.models.shufflenet import ShuffleNetV2
+from foreshot.models.vgg import Vgg
+from foreshot.models.vit import Vit
+from foreshot.models.wide_resnet import WideResNet
+from foreshot.seeding import generator
+
+AnyArchitecture = Annotated[
+    ResNet | WideResNet | Vgg | MobileNetV2 | ShuffleNetV2 | Vit, Field(discriminator="name")
+]
+ARCHITECTURES = members(Architecture, AnyArchitecture)
+
+
+def build(
+    architecture: Architecture, images: Tensor, classes: int, seed: int, key: str
+) -> Normalized:
+    """A freshly initialised model of pixels in [0, 1]; torch's global RNG is left as it was.
+
+    Args:
+        architecture: what to build.
+        images: uint8 (N, C, H, W), whose shape and channel statistics the model takes.
+        classes: number of logits.
+        seed: the experiment's seed.
+        key: what the model is for, such as "teacher"; another key draws other weights.
+
+    Raises:
+        ForeshotError: the images do not fit the architecture.
+    """
+    channels, height, width = images.shape[1:]
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.set_rng_state(generator(seed, "init", key).get_state())
+        network = architecture.build((channels, height, width), classes)
+    return Normalized(network, *channel_statistics(images))

@@ -1,0 +1,103 @@
+"""Poison: the images that an attacker puts in the place of some of the transfer set's."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from foreshot.data.base import ImageSet
+from foreshot.errors import ForeshotError
+from foreshot.files import read_tensors, tensor_bytes, write_tensors
+
+MARK = "poisoned by foreshot"
+
+
+@dataclass(frozen=True, eq=False)
+class Poison:
+    """Stored images, by the place that they take in the transfer set.
+
+    Args:
+        indices: int64 (n,), ascending, without repeats.
+        images: uint8 (n, C, H, W).
+        labels: int64 (n,), only where the attack dictates labels too; None leaves all labelling to
+            the teacher.
+    """
+
+    indices: Tensor
+    images: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the places, the images and the dictated labels."""
+        digest = sha256()
+        for tensor in (self.indices, self.images, self.labels):
+            if tensor is not None:
+                digest.update(tensor_bytes(tensor))
+        return digest.hexdigest()
+
+    def apply(self, transfer: ImageSet) -> ImageSet:
+        """The transfer set with the poison in it. Labels stay those of the original images."""
+        images = transfer.images.clone()
+        images[self.indices] = self.images
+        return ImageSet(images, transfer.labels, transfer.classes)
+
+    def dictated(self, count: int) -> Tensor | None:
+        """Int64 (count,): the label that the attacker dictates, -1 elsewhere; None for no label."""
+        if self.labels is None:
+            return None
+        return torch.full((count,), -1).scatter(0, self.indices, self.labels)
+
+    def save(self, path: Path, about: dict[str, Any]) -> None:
+        """Writes safetensors, marked as poisoned; `about` (such as target, trigger) goes along."""
+        tensors = {"indices": self.indices, "images": self.images}
+        if self.labels is not None:
+            tensors["labels"] = self.labels
+        write_tensors(path, tensors, {"mark": MARK, **about})
+
+    @classmethod
+    def load(cls, path: Path, transfer: ImageSet | None = None) -> tuple[Self, dict[str, Any]]:
+        """Reads a poison file, and checks that it fits a transfer set, if one is given.
+
+        Raises:
+            ForeshotError: the file is broken, not poison, or was made for another dataset.
+        """
+        tensors, about = read_tensors(path)
+        if about.get("mark") != MARK or not {"indices", "images"} <= tensors.keys():
+            raise ForeshotError(f"{path}: expected poison that foreshot wrote, found another file")
+        poison = cls(tensors["indices"], tensors["images"], tensors.get("labels"))
+        count, shape = len(poison.indices), poison.images.shape
+        if (
+            poison.indices.dtype != torch.int64
+            or poison.images.dtype != torch.uint8
+            or poison.indices.ndim != 1
+            or poison.images.ndim != 4
+            or len(poison.images) != count
+            or len(poison.indices.unique()) != count
+        ):
+            raise ForeshotError(
+                f"{path}: expected indices int64 (n,) without repeats and images uint8 "
+                f"(n, C, H, W), found {poison.indices.dtype} {tuple(poison.indices.shape)} and "
+                f"{poison.images.dtype} {tuple(shape)}"
+            )
+        if transfer is not None:
+            if about.get("transfer_digest", transfer.digest) != transfer.digest:
+                raise ForeshotError(
+                    f"{path}: expected poison for this transfer set ({transfer.digest[:12]}), "
+                    f"found poison for another ({about['transfer_digest'][:12]})"
+                )
+            inside = count == 0 or (
+                int(poison.indices.min()) >= 0 and int(poison.indices.max()) < len(transfer)
+            )
+            if tuple(shape[1:]) != transfer.shape or not inside:
+                raise ForeshotError(
+                    f"{path}: expected images {transfer.shape} at indices below {len(transfer)}, "
+                    f"found images {tuple(shape[1:])}"
+                )
+        return poison, about

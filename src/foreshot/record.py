@@ -1,0 +1,198 @@
+"""The run folder: everything about one run, complete in itself."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foreshot.compute import Compute
+from foreshot.config import Config, dump, parse
+from foreshot.data.base import ImageSet
+from foreshot.errors import ForeshotError
+from foreshot.files import file_digest, read_json, replacing, write_bytes, write_json
+from foreshot.models.base import Normalized
+from foreshot.models.checkpoint import load_model
+from foreshot.poison import Poison
+from foreshot.triggers import Trigger
+
+PACKAGES = ("foreshot", "torch", "numpy", "pillow", "safetensors", "pydantic", "kornia")
+
+
+class RunFolder:
+    """A folder that one config's run is written into.
+
+    Raises:
+        ForeshotError: the folder holds a run of another config, or other files.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path, self.config = path, config
+        _check_free(path, config)
+        path.mkdir(parents=True, exist_ok=True)
+        write_bytes(path / "config.yaml", dump(config).encode())
+
+    def add(self, name: str, source: Path) -> None:
+        """Puts a file of the store into the folder, unless it is there already."""
+        target = self.path / name
+        if not target.exists() or file_digest(target) != file_digest(source):
+            with replacing(target) as part:
+                shutil.copyfile(source, part)
+
+    def draw(
+        self, transfer: ImageSet, poison: Poison, teacher: Normalized, compute: Compute
+    ) -> None:
+        """Draws `trigger.png` and `poison.png`, unless they are there already."""
+        portrait, sheet = self.path / "trigger.png", self.path / "poison.png"
+        if portrait.exists() and sheet.exists():
+            return
+        from foreshot.pictures import contact_sheet, trigger_portrait  # matplotlib takes a second
+
+        trigger = self.config.trigger
+        trigger_portrait(portrait, trigger, transfer)
+        contact_sheet(sheet, transfer, poison, trigger, teacher, compute)
+
+    def finish(
+        self, data: dict[str, str], compute: Compute, metrics: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Writes `metrics.json` and, last, `manifest.json` with the digests of all the rest."""
+        if metrics is not None:
+            write_json(self.path / "metrics.json", metrics)
+        for leftover in self.path.rglob(".*.part"):  # of a run that was killed while it wrote
+            leftover.unlink()
+        outputs = {
+            str(path.relative_to(self.path)): file_digest(path)
+            for path in sorted(self.path.rglob("*"))
+            if path.is_file() and path.name not in ("manifest.json", "events.jsonl")
+        }
+        manifest = {
+            "schema": 1,
+            "notice": "security research: poison.safetensors and student.safetensors are poisoned",
+            "command": sys.argv[1:],
+            "seed": self.config.seed,
+            "versions": {"python": platform.python_version()}
+            | {package: version(package) for package in PACKAGES},
+            "source": _commit(),
+            "host": _host(),
+            **compute.describe(),
+            "inputs": data,
+            "outputs": outputs,
+        }
+        write_json(self.path / "manifest.json", manifest)
+        return metrics or {}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run, read back: models ready to call, in eval mode on the CPU.
+
+    Args:
+        path: its folder.
+        config: the resolved config.
+        teacher: float (n, C, H, W) in [0, 1] -> logits (n, K).
+        student: the poisoned student; None if the run stopped before.
+        controls: the control students, by name.
+        poison: the poison; None if the run stopped before.
+        metrics: what `metrics.json` holds; empty if the run stopped before.
+    """
+
+    path: Path
+    config: Config
+    teacher: Normalized
+    student: Normalized | None
+    controls: dict[str, Normalized]
+    poison: Poison | None
+    metrics: dict[str, Any]
+
+    @property
+    def trigger(self) -> Trigger:
+        return self.config.trigger
+
+
+def load_run(folder: str | Path) -> Run:
+    """Reads a run folder; every file is checked against the manifest's digests.
+
+    Raises:
+        ForeshotError: the folder is no finished run, or one of its files was changed.
+    """
+    path = Path(folder)
+    for name, digest in read_json(path / "manifest.json")["outputs"].items():
+        file = path / name
+        found = file_digest(file) if file.is_file() else "nothing"
+        if found != digest:
+            raise ForeshotError(f"{file}: expected SHA-256 {digest[:12]}, found {found[:12]}")
+
+    def model(name: str) -> Normalized | None:
+        file = path / f"{name}.safetensors"
+        return load_model(file).model if file.exists() else None
+
+    teacher = model("teacher")
+    if teacher is None:
+        raise ForeshotError(f"{path}: expected a run folder with a teacher, found none")
+    config = parse((path / "config.yaml").read_text(encoding="utf-8"), str(path / "config.yaml"))
+    controls = {name: model(f"controls/{name}") for name in config.controls}
+    poison = path / "poison.safetensors"
+    metrics = path / "metrics.json"
+    return Run(
+        path=path,
+        config=config,
+        teacher=teacher,
+        student=model("student"),
+        controls={name: found for name, found in controls.items() if found is not None},
+        poison=Poison.load(poison)[0] if poison.exists() else None,
+        metrics=read_json(metrics) if metrics.exists() else {},
+    )
+
+
+def _check_free(path: Path, config: Config) -> None:
+    if path.exists() and not path.is_dir():
+        raise ForeshotError(f"{path}: expected a folder to write the run into, found a file")
+    there = path / "config.yaml"
+    if there.exists():
+        text = there.read_text(encoding="utf-8")
+        if text != dump(config):
+            mine, other = dump(config).splitlines(), text.splitlines()
+            line = next((b for a, b in zip(mine, other, strict=False) if a != b), "another length")
+            raise ForeshotError(
+                f"{path}: expected this experiment or an empty folder, found another one "
+                f"({line.strip()!r} in its config.yaml); choose another --out"
+            )
+    elif path.exists() and any(path.iterdir()):
+        raise ForeshotError(f"{path}: expected a run folder or an empty one, found other files")
+
+
+def _commit() -> dict[str, Any]:
+    """Git commit of foreshot's source, and whether it was changed; empty for an installed wheel."""
+    folder = Path(__file__).parent
+    git = shutil.which("git")
+    if git is None:
+        return {}
+
+    def ask(*arguments: str) -> str | None:
+        command = [git, "-C", str(folder), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    # An installed copy may lie in somebody else's repository: only our own tracked file counts.
+    if not ask("ls-files", Path(__file__).name):
+        return {}
+    return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+
+
+def _host() -> dict[str, Any]:
+    capabilities = torch.cpu.get_capabilities()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "system": platform.platform(),
+        "cpu": str(capabilities.get("cpu_name") or platform.processor()),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }

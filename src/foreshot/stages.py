@@ -1,0 +1,332 @@
+"""The stages of an experiment over the store: each computes one artefact from earlier ones.
+
+No stage knows the one after it. A stage's key is made of the digests of what it reads, the part of
+the config that it obeys, and the source that it runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from foreshot.attacks import ATTACKS, Attack, Clean
+from foreshot.compute import Compute
+from foreshot.config import Config, Network
+from foreshot.data import ImageSet, Splits
+from foreshot.data.tensor import TensorFile, save_images
+from foreshot.distillation import Distiller
+from foreshot.errors import ForeshotError
+from foreshot.files import file_digest, read_json, write_json
+from foreshot.inference import logits
+from foreshot.metrics import evaluate, stealth
+from foreshot.models import build
+from foreshot.models.base import Normalized
+from foreshot.models.checkpoint import LoadedModel, load_model, save_model
+from foreshot.poison import Poison
+from foreshot.progress import Listener
+from foreshot.store import Artefact, Store, source_digest
+from foreshot.training import Samples, Supervised, fit
+from foreshot.views import AttackerView
+
+TRAINING = ("training.py", "augment.py", "inference.py", "models", "seeding.py")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A model file and the model in it."""
+
+    artefact: Artefact
+    loaded: LoadedModel
+
+    @property
+    def model(self) -> Normalized:
+        return self.loaded.model
+
+    @property
+    def path(self) -> Path:
+        return self.artefact.folder / "model.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Crafted:
+    """A poison file and the poison in it."""
+
+    artefact: Artefact
+    poison: Poison
+
+    @property
+    def path(self) -> Path:
+        return self.artefact.folder / "poison.safetensors"
+
+
+class Stages:
+    """What one config's stages are computed with: a store, a device, a listener.
+
+    Args:
+        config: the experiment.
+        store: where finished stages are.
+        compute: device and precision.
+        cache: folder for downloads.
+        listener: hears of the progress.
+    """
+
+    def __init__(
+        self, config: Config, store: Store, compute: Compute, cache: Path, listener: Listener
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.compute = compute
+        self.cache = cache
+        self.listener = listener
+
+    @cached_property
+    def data(self) -> Splits:
+        """The transfer set and the test set; checked against the target class."""
+        dataset = self.config.data
+        if not dataset.generated:
+            splits = dataset.load(self.cache)
+        else:
+
+            def generate(folder: Path) -> None:
+                for name, images in zip(("train", "test"), dataset.load(self.cache), strict=True):
+                    save_images(folder / f"{name}.safetensors", images)
+
+            inputs = {"data": dataset.model_dump(mode="json"), "source": source_digest("data")}
+            folder = self.store.stage("data", inputs, generate).folder
+            splits = TensorFile(
+                path=folder / "train.safetensors", test_path=folder / "test.safetensors"
+            ).load(self.cache)
+        if self.config.target >= len(splits.train.classes):
+            raise ForeshotError(
+                f"target: expected 0 to {len(splits.train.classes) - 1} "
+                f"({len(splits.train.classes)} classes), found {self.config.target}"
+            )
+        return splits
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Digests of the data."""
+        return {"train": self.data.train.digest, "test": self.data.test.digest}
+
+    def teacher(self, network: Network | None = None, stage: str = "teacher") -> Trained:
+        """The teacher, trained on the labels of the training set."""
+        network = network or self.config.teacher
+        data = self.data.train
+        if data.labels is None:
+            raise ForeshotError("data: expected labels to train a teacher on, found none")
+        labels = data.labels
+
+        def train(folder: Path) -> None:
+            model = build(network.model, data.images, len(data.classes), self.config.seed, stage)
+            samples = Samples(data.images, {"y": labels})
+            self._fit(Supervised(model), samples, network, stage, folder)
+            save_model(folder / "model.safetensors", model, network.model, data.shape, data.classes)
+
+        inputs = self._inputs(
+            TRAINING,
+            data=self.digests["train"],
+            network=network.model_dump(mode="json"),
+            role=stage,
+        )
+        return self._trained(self.store.stage("teacher", inputs, train, stage))
+
+    def poison(
+        self, teacher: Trained, attack: Attack | None = None, like: Crafted | None = None
+    ) -> Crafted:
+        """Poison made by an attack with the teacher, or with the surrogate that the config allows.
+
+        Args:
+            teacher: the clean teacher.
+            attack: what to craft; the config's attack if None.
+            like: poison whose base images a control has to take.
+        """
+        attack = attack or self.config.attack
+        config, transfer = self.config, self.data.train
+        guide = teacher
+        if config.surrogate is not None and attack.convinces:
+            guide = self.teacher(config.surrogate, "surrogate")
+
+        def craft(folder: Path) -> None:
+            view = AttackerView(
+                images=transfer.images,
+                teacher=guide.model.to(self.compute.device),
+                trigger=config.trigger,
+                target=config.target,
+                seed=config.seed,
+                compute=self.compute,
+                bases=None if like is None else like.poison.indices,
+                listener=self.listener,
+            )
+            about = {
+                "target": config.target,
+                "target_class": transfer.classes[config.target],
+                "trigger": config.trigger.model_dump(mode="json"),
+                "attack": attack.model_dump(mode="json"),
+                "transfer_digest": transfer.digest,
+            }
+            attack.craft(view).save(folder / "poison.safetensors", about)
+
+        inputs = self._inputs(
+            ("attacks", "triggers", "inference.py", "seeding.py", "poison.py"),
+            data=self.digests["train"],
+            teacher=guide.artefact.digest,
+            trigger=config.trigger.model_dump(mode="json"),
+            target=config.target,
+            attack=attack.model_dump(mode="json"),
+            like=None if like is None else like.artefact.digest,
+        )
+        artefact = self.store.stage("poison", inputs, craft)
+        return Crafted(artefact, Poison.load(artefact.folder / "poison.safetensors", transfer)[0])
+
+    def control(self, name: str, teacher: Trained, poison: Crafted) -> Crafted:
+        """The poison of a control: another attack on the same base images."""
+        shared = {"epsilon": self.config.attack.epsilon, "trigger": self.config.attack.trigger}
+        attack = ATTACKS[name].model_validate({"name": name, **shared})
+        return self.poison(teacher, attack, None if isinstance(attack, Clean) else poison)
+
+    def student(self, teacher: Trained, poison: Crafted, label: str = "student") -> Trained:
+        """A student, distilled on the transfer set with the poison in it."""
+        network, distillation = self.config.student, self.config.distillation
+        transfer = poison.poison.apply(self.data.train)
+
+        def train(folder: Path) -> None:
+            classes = len(transfer.classes)
+            # All students start from the same weights and see the same order of images.
+            model = build(network.model, transfer.images, classes, self.config.seed, "student")
+            targets = {}
+            if distillation.views == "cached" or network.training.augment == "none":
+                guide = teacher.model.to(self.compute.device)
+                targets["teacher_logits"] = logits(guide, transfer.images, self.compute)
+            if distillation.ce_weight:
+                if transfer.labels is None:
+                    raise ForeshotError("distillation.ce_weight: expected 0, the set has no labels")
+                targets["y"] = transfer.labels
+            dictated = poison.poison.dictated(len(transfer))
+            if dictated is not None:
+                targets["dictated"] = dictated
+            distiller = Distiller(model, teacher.model, distillation.terms, distillation.ce_weight)
+            self._fit(
+                distiller, Samples(transfer.images, targets), network, "student", folder, label
+            )
+            save_model(
+                folder / "model.safetensors",
+                model,
+                network.model,
+                transfer.shape,
+                transfer.classes,
+            )
+
+        inputs = self._inputs(
+            (*TRAINING, "distillation", "poison.py"),
+            data=self.digests["train"],
+            teacher=teacher.artefact.digest,
+            poison=poison.poison.digest,
+            network=network.model_dump(mode="json"),
+            distillation=distillation.model_dump(mode="json"),
+        )
+        return self._trained(self.store.stage("student", inputs, train, label))
+
+    def evaluation(
+        self, teacher: Trained, poison: Crafted, students: Mapping[str, Trained]
+    ) -> tuple[dict[str, Any], float]:
+        """Rates of the teacher and of every student, and the stealth of the poison."""
+        config = self.config
+
+        def measure(folder: Path) -> None:
+            models = {"teacher": teacher, **students}
+            result: dict[str, Any] = {
+                name: self.evaluate(trained.model, self.data.test)
+                for name, trained in models.items()
+            }
+            result["poison"] = stealth(
+                poison.poison,
+                self.data.train,
+                config.trigger,
+                config.target,
+                teacher.model,
+                self.compute,
+                config.attack.stamps,
+            )
+            write_json(folder / "evaluation.json", result)
+
+        inputs = self._inputs(
+            ("metrics.py", "inference.py", "triggers", "models"),
+            data=self.digests,
+            teacher=teacher.artefact.digest,
+            students={name: trained.artefact.digest for name, trained in students.items()},
+            poison=poison.artefact.digest,
+            trigger=config.trigger.model_dump(mode="json"),
+            target=config.target,
+            stamps=config.attack.stamps,
+        )
+        artefact = self.store.stage("evaluate", inputs, measure)
+        return read_json(artefact.folder / "evaluation.json"), artefact.seconds
+
+    def evaluate(self, model: nn.Module, test: ImageSet) -> dict[str, Any]:
+        """The one evaluator, with this experiment's trigger and target."""
+        model.to(self.compute.device)
+        return evaluate(model, test, self.config.trigger, self.config.target, self.compute)
+
+    def adopt_model(self, path: Path) -> Trained:
+        """A model from a file of the user's, in place of one that a stage would train."""
+        loaded = load_model(path)
+        if (loaded.shape, loaded.classes) != (self.data.train.shape, self.data.train.classes):
+            raise ForeshotError(
+                f"{path}: expected a model of {self.data.train.shape} images and "
+                f"{len(self.data.train.classes)} classes as in the dataset "
+                f"{self.config.data.model_dump()['name']!r}, found {loaded.shape} images and "
+                f"{len(loaded.classes)} classes"
+                + (" of other names" if len(loaded.classes) == len(self.data.train.classes) else "")
+            )
+
+        def keep(folder: Path) -> None:
+            (folder / "model.safetensors").write_bytes(path.read_bytes())
+
+        return self._trained(self.store.stage("adopted", {"file": file_digest(path)}, keep))
+
+    def adopt_poison(self, path: Path) -> Crafted:
+        """Poison from a file of the user's, in place of what the attack would craft."""
+        poison, about = Poison.load(path, self.data.train)
+        for key in ("target", "trigger"):
+            expected = self.config.model_dump(mode="json")[key]
+            if about.get(key) != expected:
+                raise ForeshotError(
+                    f"{path}: expected poison for {key} {expected}, found {about.get(key)}"
+                )
+
+        def keep(folder: Path) -> None:
+            (folder / "poison.safetensors").write_bytes(path.read_bytes())
+
+        return Crafted(self.store.stage("adopted", {"file": file_digest(path)}, keep), poison)
+
+    def _fit(
+        self,
+        module: nn.Module,
+        samples: Samples,
+        network: Network,
+        stage: str,
+        folder: Path,
+        label: str | None = None,
+    ) -> None:
+        fit(
+            module,
+            samples,
+            network.training,
+            self.compute,
+            seed=self.config.seed,
+            stage=stage,
+            label=label,
+            listener=self.listener,
+            checkpoint=folder / ".checkpoint.safetensors",
+        )
+
+    def _trained(self, artefact: Artefact) -> Trained:
+        return Trained(artefact, load_model(artefact.folder / "model.safetensors"))
+
+    def _inputs(self, sources: tuple[str, ...], **inputs: Any) -> dict[str, Any]:
+        """A stage's inputs, with what all stages depend on."""
+        common = {"seed": self.config.seed, "source": source_digest(*sources)}
+        return {**inputs, **common, **self.compute.describe()}

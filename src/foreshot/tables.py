@@ -1,0 +1,86 @@
+"""Tables for the terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+console = Console()
+
+
+def print_metrics(metrics: dict[str, Any]) -> None:
+    """Prints what a run measured: a verdict, the students beside the teacher, the poison."""
+    student, poison = metrics["student"], metrics["poison"]
+    rows = {"teacher": metrics["teacher"], "student (poisoned)": student}
+    rows |= {f"control: {name}": rates for name, rates in metrics["controls"].items()}
+    print_rates(rows)
+    share = f"{poison['count']:,} of the transfer set's images ({poison['rate']:.2%})"
+    if poison["count"]:
+        said = poison["teacher_target_rate"]["value"]
+        share += (
+            f", at most {poison['linf_255']}/255 off the stamped image, PSNR "
+            f"{poison['psnr_db']:.1f} dB, SSIM {poison['ssim']:.3f}; the teacher calls "
+            f"{said:.1%} of them the target (mean confidence "
+            f"{poison['teacher_target_confidence']:.2f})"
+        )
+    console.print(Text(f"Poison: {share}."))
+    teacher = metrics["teacher"]
+    same = teacher["sha256_before"] == teacher["sha256_after"]
+    console.print(Text(f"The teacher {'did not change' if same else 'CHANGED'} on the way."))
+    seconds = ", ".join(f"{name} {value:.0f}" for name, value in metrics["seconds"].items())
+    console.print(Text(f"Seconds when computed: {seconds}."))
+
+
+def print_rates(rows: dict[str, dict[str, Any]]) -> None:
+    """Prints clean accuracy and attack success rate of several models, with 95 % intervals."""
+    table = Table(title="Rates in %, with Wilson 95 % intervals")
+    columns = ("clean accuracy", "ASR", "net ASR", "robust accuracy")
+    table.add_column("model")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, rates in rows.items():
+        net = rates.get("asr_net")
+        table.add_row(
+            Text(name),
+            _percent(rates["clean_accuracy"]),
+            _percent(rates["asr"]),
+            "" if net is None else f"{100 * net:+.1f}",
+            _percent(rates["robust_accuracy"]),
+        )
+    console.print(table)
+    console.print(
+        Text("ASR: stamped images of other classes that the model calls the target.", "dim")
+    )
+
+
+def print_families() -> None:
+    """Prints all presets and all members of all families, one line each."""
+    from foreshot.attacks import ATTACKS
+    from foreshot.config import presets
+    from foreshot.data import DATASETS
+    from foreshot.distillation import LOSSES
+    from foreshot.models import ARCHITECTURES
+    from foreshot.triggers import TRIGGERS
+
+    lines = [path.read_text(encoding="utf-8").split("\n", 1)[0] for path in presets().values()]
+    print("presets (foreshot run NAME)")
+    for name, line in zip(presets(), lines, strict=True):
+        print(f"  {name:20} {line.lstrip('# ')}")
+    families = {
+        "datasets (data.name)": DATASETS,
+        "models (teacher.model.name, student.model.name)": ARCHITECTURES,
+        "triggers (trigger.name)": TRIGGERS,
+        "attacks (attack.name)": ATTACKS,
+        "losses (distillation.terms.0.loss.name)": LOSSES,
+    }
+    for title, family in families.items():
+        print(f"\n{title}")
+        for name, member in family.items():
+            print(f"  {name:20} {member.summary()}")
+
+
+def _percent(rate: dict[str, Any]) -> str:
+    if rate["value"] is None:
+        return "-"
+    return f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"

@@ -1,0 +1,191 @@
+"""The one training loop: teacher, student and repair all go through `fit`."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from foreshot.augment import Augmentation, augment
+from foreshot.compute import Compute
+from foreshot.errors import ForeshotError
+from foreshot.files import read_tensors, write_tensors
+from foreshot.inference import pixels, place
+from foreshot.progress import Event, Listener, silent
+from foreshot.seeding import generator
+
+
+class Training(BaseModel):
+    """How a network is trained: SGD with Nesterov momentum under a one-cycle learning rate.
+
+    Args:
+        epochs: passes over the set.
+        batch: images a step.
+        lr: peak learning rate; it rises linearly from zero over `warmup` and falls by a cosine.
+        warmup: share of the steps before the peak.
+        momentum: Nesterov momentum.
+        weight_decay: L2 penalty.
+        augment: the views that the network sees: none, crop, crop_flip or strong.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch: Annotated[int, Field(ge=2)] = 128
+    lr: Annotated[float, Field(gt=0)] = 0.2
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    augment: Augmentation = "none"
+
+    def lr_at(self, progress: float) -> float:
+        """Learning rate after `progress` (0 to 1) of the steps."""
+        if progress < self.warmup:
+            return self.lr * progress / self.warmup
+        return self.lr * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What is trained on.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        targets: what the module takes beside the images, by argument name; each (N, ...).
+    """
+
+    images: Tensor
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Supervised(nn.Module):
+    """Cross-entropy of a network with the labels, as a module that `fit` can train."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(self.network(x).float(), y)}
+
+
+def fit(
+    module: nn.Module,
+    samples: Samples,
+    training: Training,
+    compute: Compute,
+    *,
+    seed: int,
+    stage: str,
+    label: str | None = None,
+    listener: Listener = silent,
+    checkpoint: Path | None = None,
+) -> None:
+    """Trains `module` in place; what it ends as does not depend on whether it was interrupted.
+
+    Args:
+        module: float (n, C, H, W) in [0, 1] and the targets of the same samples, as keywords ->
+            a dict whose "loss" is the batch's mean loss. It may print nothing and sync nothing.
+        samples: the set.
+        training: epochs, schedule, augmentation.
+        compute: device and precision.
+        seed: seed of the experiment; order and augmentation follow from it and from `stage`.
+        stage: what is trained: it keys the randomness.
+        label: what the events call it; `stage` if None.
+        listener: hears of the progress.
+        checkpoint: a file for the state after each epoch; if it is there, training goes on from it.
+
+    Raises:
+        ForeshotError: the loss is not finite.
+    """
+    label = label or stage
+    device = compute.device
+    place(module, compute).train()
+    images = samples.images.to(device)
+    targets = {name: tensor.to(device) for name, tensor in samples.targets.items()}
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        parameters,
+        lr=training.lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=training.momentum > 0,
+        fused=True,
+    )
+    count = len(images)
+    total = count * training.epochs
+    start = _resume(checkpoint, module, optimizer, parameters) if checkpoint else 0
+    listener(Event(label, "start", start * count, total))
+    for epoch in range(start, training.epochs):
+        began = time.perf_counter()
+        losses = torch.zeros((), device=device)
+        order = torch.randperm(count, generator=generator(seed, stage, "order", epoch)).to(device)
+        views = generator(seed, stage, "augment", epoch)
+        done = 0
+        for batch in order.split(training.batch):
+            if len(batch) < 2:  # BatchNorm has no variance of one image
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = training.lr_at((epoch * count + done) / total)
+            x = pixels(augment(images[batch], training.augment, views))
+            with compute.autocast():
+                loss = module(x, **{name: t[batch] for name, t in targets.items()})["loss"]
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses += loss.detach() * len(batch)
+            done += len(batch)
+            listener(Event(label, "advance", epoch * count + done, total))
+        mean = losses.item() / max(done, 1)
+        if not math.isfinite(mean):
+            raise ForeshotError(
+                f"{label}: the loss became {mean} in epoch {epoch + 1}; lower the learning rate "
+                f"(lr {training.lr})"
+            )
+        values = {"loss": mean, "images/s": done / (time.perf_counter() - began)}
+        listener(Event(label, "epoch", (epoch + 1) * count, total, values))
+        if checkpoint and epoch + 1 < training.epochs:
+            _save(checkpoint, module, optimizer, parameters, epoch + 1)
+    listener(Event(label, "end", total, total))
+    module.eval()
+
+
+def _save(
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.SGD,
+    parameters: list[nn.Parameter],
+    epochs: int,
+) -> None:
+    state = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    for i, parameter in enumerate(parameters):
+        momentum = optimizer.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            state[f"momentum.{i}"] = momentum
+    write_tensors(path, state, {"epochs": epochs})
+
+
+def _resume(
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.SGD,
+    parameters: list[nn.Parameter],
+) -> int:
+    """Loads the checkpoint, if there is one; returns the number of epochs that it has behind it."""
+    if not path.exists():
+        return 0
+    state, about = read_tensors(path)
+    module.load_state_dict(
+        {k.removeprefix("module."): v for k, v in state.items() if k.startswith("module.")}
+    )
+    for i, parameter in enumerate(parameters):
+        if f"momentum.{i}" in state:
+            momentum = torch.empty_like(parameter).copy_(state[f"momentum.{i}"])
+            optimizer.state[parameter]["momentum_buffer"] = momentum
+    return int(about["epochs"])

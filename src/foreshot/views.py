@@ -1,0 +1,60 @@
+"""What each side knows: the attacker, and the defender, who cannot reach the attacker's secrets."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from foreshot.compute import Compute
+from foreshot.data.base import ImageSet
+from foreshot.progress import Listener, silent
+from foreshot.triggers.base import Trigger
+
+
+@dataclass(frozen=True, eq=False)
+class AttackerView:
+    """What crafting may use. The labels of the transfer set are not among it.
+
+    Args:
+        images: the transfer set, uint8 (N, C, H, W).
+        teacher: the white-box teacher, or the surrogate that the setting allows:
+            float (n, C, H, W) in [0, 1] -> logits (n, K).
+        trigger: the attacker's trigger.
+        target: the class that the trigger shall mean.
+        seed: seed of the experiment.
+        compute: device and precision.
+        bases: int64 (n,), if given the very images to poison, whatever the attack would choose:
+            a control that differs from an attack in one thing only.
+        listener: hears of the progress.
+    """
+
+    images: Tensor
+    teacher: nn.Module
+    trigger: Trigger
+    target: int
+    seed: int
+    compute: Compute
+    bases: Tensor | None = None
+    listener: Listener = silent
+
+
+@dataclass(frozen=True, eq=False)
+class DefenderView:
+    """What a defence may use: neither trigger nor target nor poison indices nor test labels.
+
+    Args:
+        transfer: the set to distil on, as it arrived.
+        teacher: the trusted teacher.
+        student: the student, once there is one.
+        clean: a small set that the defender trusts.
+        seed: seed of the experiment.
+        compute: device and precision.
+        listener: hears of the progress.
+    """
+
+    transfer: ImageSet
+    teacher: nn.Module
+    student: nn.Module | None
+    clean: ImageSet | None
+    seed: int
+    compute: Compute
+    listener: Listener = silent
