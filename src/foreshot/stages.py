@@ -5,7 +5,7 @@ the config that it obeys, and the source that it runs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from foreshot.data.tensor import TensorFile, save_images
 from foreshot.distillation import Distiller
 from foreshot.errors import ForeshotError
 from foreshot.files import file_digest, read_json, write_json
-from foreshot.inference import logits
+from foreshot.inference import logits, place
 from foreshot.metrics import evaluate, stealth
 from foreshot.models import build
 from foreshot.models.base import Normalized
@@ -134,7 +134,11 @@ class Stages:
         return self._trained(self.store.stage("teacher", inputs, train, stage))
 
     def poison(
-        self, teacher: Trained, attack: Attack | None = None, like: Crafted | None = None
+        self,
+        teacher: Trained,
+        attack: Attack | None = None,
+        like: Crafted | None = None,
+        label: str = "poison",
     ) -> Crafted:
         """Poison made by an attack with the teacher, or with the surrogate that the config allows.
 
@@ -142,6 +146,7 @@ class Stages:
             teacher: the clean teacher.
             attack: what to craft; the config's attack if None.
             like: poison whose base images a control has to take.
+            label: what the listener calls it.
         """
         attack = attack or self.config.attack
         config, transfer = self.config, self.data.train
@@ -152,13 +157,13 @@ class Stages:
         def craft(folder: Path) -> None:
             view = AttackerView(
                 images=transfer.images,
-                teacher=guide.model.to(self.compute.device),
+                teacher=guide.model,
                 trigger=config.trigger,
                 target=config.target,
                 seed=config.seed,
                 compute=self.compute,
                 bases=None if like is None else like.poison.indices,
-                listener=self.listener,
+                listener=lambda event: self.listener(replace(event, stage=label)),
             )
             about = {
                 "target": config.target,
@@ -178,14 +183,15 @@ class Stages:
             attack=attack.model_dump(mode="json"),
             like=None if like is None else like.artefact.digest,
         )
-        artefact = self.store.stage("poison", inputs, craft)
+        artefact = self.store.stage("poison", inputs, craft, label)
         return Crafted(artefact, Poison.load(artefact.folder / "poison.safetensors", transfer)[0])
 
     def control(self, name: str, teacher: Trained, poison: Crafted) -> Crafted:
         """The poison of a control: another attack on the same base images."""
         shared = {"epsilon": self.config.attack.epsilon, "trigger": self.config.attack.trigger}
         attack = ATTACKS[name].model_validate({"name": name, **shared})
-        return self.poison(teacher, attack, None if isinstance(attack, Clean) else poison)
+        like = None if isinstance(attack, Clean) else poison
+        return self.poison(teacher, attack, like, f"poison of {name}")
 
     def student(self, teacher: Trained, poison: Crafted, label: str = "student") -> Trained:
         """A student, distilled on the transfer set with the poison in it."""
@@ -198,8 +204,8 @@ class Stages:
             model = build(network.model, transfer.images, classes, self.config.seed, "student")
             targets = {}
             if distillation.views == "cached" or network.training.augment == "none":
-                guide = teacher.model.to(self.compute.device)
-                targets["teacher_logits"] = logits(guide, transfer.images, self.compute)
+                answers = logits(teacher.model, transfer.images, self.compute)
+                targets["teacher_logits"] = answers
             if distillation.ce_weight:
                 if transfer.labels is None:
                     raise ForeshotError("distillation.ce_weight: expected 0, the set has no labels")
@@ -267,7 +273,6 @@ class Stages:
 
     def evaluate(self, model: nn.Module, test: ImageSet) -> dict[str, Any]:
         """The one evaluator, with this experiment's trigger and target."""
-        model.to(self.compute.device)
         return evaluate(model, test, self.config.trigger, self.config.target, self.compute)
 
     def adopt_model(self, path: Path) -> Trained:
@@ -324,7 +329,9 @@ class Stages:
         )
 
     def _trained(self, artefact: Artefact) -> Trained:
-        return Trained(artefact, load_model(artefact.folder / "model.safetensors"))
+        loaded = load_model(artefact.folder / "model.safetensors")
+        place(loaded.model, self.compute)
+        return Trained(artefact, loaded)
 
     def _inputs(self, sources: tuple[str, ...], **inputs: Any) -> dict[str, Any]:
         """A stage's inputs, with what all stages depend on."""

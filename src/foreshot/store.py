@@ -77,6 +77,7 @@ class Store:
         final = self.root / stage / key
         with self._locked(f"{stage}-{key}"):
             if found := self._finished(final, label or stage):
+                self.listener(Event(label or stage, "note", message="found in the store"))
                 return found
             work = self.root / "work" / f"{stage}-{key}"
             work.mkdir(parents=True, exist_ok=True)

@@ -73,9 +73,12 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kaiming(network: nn.Module) -> None:
-    """Draws every convolution from the normal distribution of He et al. (2015), by fan-out."""
+    """Draws every convolution from the normal distribution of He et al. (2015), by fan-out.
+
+    A network on the meta device has no values to draw; drawing none spares torch slow imports.
+    """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
