@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foreshot.attacks import craft as craft
-    from foreshot.compute import compute as compute
     from foreshot.config import Config as Config
     from foreshot.config import load_config as load_config
     from foreshot.data import ImageSet as ImageSet
@@ -34,7 +33,6 @@ _HOMES = {
     "Samples": "training",
     "Term": "distillation",
     "Training": "training",
-    "compute": "compute",
     "craft": "attacks",
     "evaluate": "metrics",
     "fit": "training",

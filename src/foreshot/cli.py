@@ -232,13 +232,14 @@ def _experiment(
     poison: Path | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     from foreshot.experiment import run
+    from foreshot.files import file_digest
     from foreshot.store import content_hash
 
     config = _config(preset, settings)
     if out is None:
-        out = (
-            Path("runs") / f"{Path(preset).stem}-{content_hash(config.model_dump(mode='json'))[:8]}"
-        )
+        given = [file and file_digest(file) for file in (teacher, poison)]
+        key = content_hash([config.model_dump(mode="json"), *given])[:8]
+        out = Path("runs") / f"{Path(preset).stem}-{key}"
     with _listener() as listener:
         metrics = run(
             config,

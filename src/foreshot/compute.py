@@ -1,6 +1,5 @@
 """Where and in which precision the networks run."""
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,11 +25,12 @@ class Compute:
         """bfloat16 autocast, or nothing."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, str | int]:
         """What the bits of a result depend on beside the inputs."""
         return {
             "device": self.device.type,
             "precision": "bfloat16" if self.bfloat16 else "float32",
+            "threads": torch.get_num_threads(),
         }
 
 
@@ -58,11 +58,3 @@ def compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
 def _cpu_has_bfloat16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def peak_memory_mib() -> float:
-    """Largest resident memory that this process has had, in MiB."""
-    import resource
-
-    unit = 1 if os.uname().sysname == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

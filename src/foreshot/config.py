@@ -1,6 +1,7 @@
 """One experiment, one frozen config; and the sentences that say what is wrong with another one."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
@@ -110,15 +111,16 @@ def load_config(source: str | Path, settings: Sequence[str] = ()) -> Config:
         raise ForeshotError(
             f"{source}: expected a preset or a YAML file; {_nearest(str(source), known)}"
         )
-    return parse(path.read_text(encoding="utf-8"), str(source), settings)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ForeshotError(f"{source}: expected UTF-8 text: {error}") from None
+    return parse(text, str(source), settings)
 
 
 def parse(text: str, where: str, settings: Sequence[str] = ()) -> Config:
     """The config that a YAML text describes; see `load_config`."""
-    try:
-        tree = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ForeshotError(f"{where}: expected YAML: {' '.join(str(error).split())}") from None
+    tree = _read_yaml(text, where) or {}
     if not isinstance(tree, dict):
         raise ForeshotError(f"{where}: expected keys and values, found {type(tree).__name__}")
     for setting in settings:
@@ -134,20 +136,48 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """A safe loader of small trees: aliases and merge keys can make billions of a few lines."""
+
+    MOST = 10_000
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > self.MOST:
+            raise yaml.YAMLError(f"a mapping has more than {self.MOST} keys")
+
+    def get_single_data(self) -> Any:
+        tree = super().get_single_data()
+        left, count = [tree], 0
+        while left:
+            node = left.pop()
+            left.extend(node.values() if isinstance(node, dict) else ())
+            left.extend(node if isinstance(node, list | dict) else ())
+            if (count := count + 1) > self.MOST:
+                raise yaml.YAMLError(f"there are more than {self.MOST} values, aliases counted")
+        return tree
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    # Beside its own errors, PyYAML lets through what its constructors raise at values such as
+    # `2001-99-99` and `!!bool x`.
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
+        raise ForeshotError(f"{where}: expected YAML: {' '.join(str(error).split())}") from None
+
+
 def _set(tree: dict[str, Any], setting: str) -> None:
     """Sets one dotted key in a tree of dicts and lists."""
     key, separator, text = setting.partition("=")
     if not separator:
         raise ForeshotError(f"--set {setting}: expected KEY=VALUE, such as attack.rate=0.01")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ForeshotError(f"--set {setting}: expected a YAML value") from None
+    value = _read_yaml(text, f"--set {setting}")
     *parents, last = key.split(".")
     node: Any = tree
     for depth, part in enumerate(parents):
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if not part.isdecimal() or int(part) >= len(node):
                 place = ".".join(parents[:depth])
                 raise ForeshotError(
                     f"--set {setting}: {place} has {len(node)} items, counted from 0; found {part}"
@@ -161,7 +191,7 @@ def _set(tree: dict[str, Any], setting: str) -> None:
         raise ForeshotError(f"--set {setting}: {'.'.join(parents)} has no keys")
     if last == "name" and node.get("name") != value:
         family = _family(_annotation(Config, parents))
-        if value in family:
+        if isinstance(value, str) and value in family:
             for stale in node.keys() - family[value].model_fields.keys():
                 del node[stale]
     node[last] = value
@@ -171,7 +201,7 @@ def _default(path: list[str]) -> Any:
     """The default of a part of the config as a tree, so that one key of it can be set."""
     value: Any = Config()
     for part in path:
-        if isinstance(value, tuple) and part.isdigit() and int(part) < len(value):
+        if isinstance(value, tuple) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
             value = getattr(value, part, None) if isinstance(value, BaseModel) else None
@@ -193,24 +223,35 @@ def _sentence(error: ValidationError) -> str:
         return f"{place}: no such key; {_nearest(loc[-1], siblings)}"
     if kind == "union_tag_invalid":
         family = _family(_annotation(Config, loc))
-        return f"{_dotted(loc)}.name: found {given['name']!r}; {_nearest(given['name'], family)}"
-    if kind == "union_tag_not_found":
+        name = given["name"]
+        return f"{_dotted(loc)}.name: found {_shown(name)}; {_nearest(name, family)}"
+    if kind in ("union_tag_not_found", "model_attributes_type"):
         family = _family(_annotation(Config, loc))
         return f"{_dotted(loc)}: expected a name, one of {', '.join(family)}"
     if kind == "literal_error":
         options = [
             option.strip("' ") for option in context["expected"].replace(" or ", ",").split(",")
         ]
-        return f"{_dotted(loc)}: found {given!r}; {_nearest(str(given), options)}"
+        return f"{_dotted(loc)}: found {_shown(given)}; {_nearest(given, options)}"
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"{_dotted(loc) or 'config'}: {message}, found {given!r}"
+    return f"{_dotted(loc) or 'config'}: {message}, found {_shown(given)}"
 
 
-def _nearest(name: str, options: Iterable[str]) -> str:
+def _shown(value: Any) -> str:
+    """A value, cut short."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxstring, short.maxother = 3, 4, 80, 80
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a very long {type(value).__name__}"
+
+
+def _nearest(name: Any, options: Iterable[str]) -> str:
     """A hint: the option that the user most likely meant, or all of them."""
     options = list(options)
-    close = difflib.get_close_matches(name, options, n=1)
+    close = difflib.get_close_matches(name, options, n=1) if isinstance(name, str) else []
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(options)}"
 
 
@@ -258,5 +299,5 @@ def _dotted(loc: Sequence[str]) -> str:
     parts: list[str] = []
     for depth, part in enumerate(loc):
         if part not in _family(_annotation(Config, loc[:depth])):
-            parts.append(part)
+            parts.append(part if part.isprintable() else repr(part))
     return ".".join(parts)

@@ -98,10 +98,9 @@ def _metrics(
 ) -> dict[str, Any]:
     """`metrics.json`, of what the evaluation measured."""
     poison, teacher = measured.pop("poison"), measured.pop("teacher")
-    clean = measured.get("clean")
+    clean = measured["clean"]["asr"]["value"] if "clean" in measured else None
     for model in measured.values():
-        net = None if clean is None else model["asr"]["value"] - clean["asr"]["value"]
-        model["asr_net"] = net
+        model["asr_net"] = None if clean is None else model["asr"]["value"] - clean
     return {
         "schema": 1,
         "teacher": teacher | digests,

@@ -95,7 +95,8 @@ def _parsed(text: str) -> Any:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in row-major order."""
     plain = tensor.detach().cpu().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
+    # A tensor of one element counts as contiguous whatever its strides are.
+    return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def file_digest(path: Path) -> str:

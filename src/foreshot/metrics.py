@@ -27,11 +27,11 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def rate(hits: Tensor) -> dict[str, float | int]:
-    """A rate with numerator, denominator and interval, of a bool (N,)."""
+def rate(hits: Tensor) -> dict[str, float | int | None]:
+    """A rate with numerator, denominator and interval, of a bool (N,); of nothing it is None."""
     count, total = int(hits.sum()), len(hits)
     low, high = wilson(count, total)
-    value = count / total if total else float("nan")
+    value = count / total if total else None
     return {"value": value, "hits": count, "total": total, "low": low, "high": high}
 
 
@@ -113,7 +113,7 @@ def stealth(
             "linf_255": 0,
             "psnr_db": None,
             "ssim": None,
-            "teacher_target_rate": rate(torch.zeros(0, dtype=torch.bool)) | {"value": None},
+            "teacher_target_rate": rate(torch.zeros(0, dtype=torch.bool)),
             "teacher_target_confidence": None,
         }
     original = transfer.images[poison.indices]

@@ -72,32 +72,43 @@ class Poison:
         if about.get("mark") != MARK or not {"indices", "images"} <= tensors.keys():
             raise ForeshotError(f"{path}: expected poison that foreshot wrote, found another file")
         poison = cls(tensors["indices"], tensors["images"], tensors.get("labels"))
-        count, shape = len(poison.indices), poison.images.shape
+        indices, images, labels = poison.indices, poison.images, poison.labels
         if (
-            poison.indices.dtype != torch.int64
-            or poison.images.dtype != torch.uint8
-            or poison.indices.ndim != 1
-            or poison.images.ndim != 4
-            or len(poison.images) != count
-            or len(poison.indices.unique()) != count
+            indices.dtype != torch.int64
+            or images.dtype != torch.uint8
+            or indices.ndim != 1
+            or images.ndim != 4
+            or len(images) != len(indices)
+            or bool((indices.diff() <= 0).any())
         ):
             raise ForeshotError(
-                f"{path}: expected indices int64 (n,) without repeats and images uint8 "
-                f"(n, C, H, W), found {poison.indices.dtype} {tuple(poison.indices.shape)} and "
-                f"{poison.images.dtype} {tuple(shape)}"
+                f"{path}: expected indices int64 (n,), ascending, and images uint8 (n, C, H, W), "
+                f"found {indices.dtype} {tuple(indices.shape)} and "
+                f"{images.dtype} {tuple(images.shape)}"
+            )
+        if labels is not None and (labels.dtype, labels.shape) != (torch.int64, indices.shape):
+            raise ForeshotError(
+                f"{path}: expected labels int64 ({len(indices)},), "
+                f"found {labels.dtype} {tuple(labels.shape)}"
             )
         if transfer is not None:
-            if about.get("transfer_digest", transfer.digest) != transfer.digest:
+            if (made_for := about.get("transfer_digest", transfer.digest)) != transfer.digest:
                 raise ForeshotError(
                     f"{path}: expected poison for this transfer set ({transfer.digest[:12]}), "
-                    f"found poison for another ({about['transfer_digest'][:12]})"
+                    f"found poison for another ({str(made_for)[:12]})"
                 )
-            inside = count == 0 or (
-                int(poison.indices.min()) >= 0 and int(poison.indices.max()) < len(transfer)
-            )
-            if tuple(shape[1:]) != transfer.shape or not inside:
+            if images.shape[1:] != transfer.shape or not _within(indices, len(transfer)):
                 raise ForeshotError(
                     f"{path}: expected images {transfer.shape} at indices below {len(transfer)}, "
-                    f"found images {tuple(shape[1:])}"
+                    f"found images {tuple(images.shape[1:])}"
+                )
+            if labels is not None and not _within(labels, len(transfer.classes)):
+                raise ForeshotError(
+                    f"{path}: expected labels 0 to {len(transfer.classes) - 1}, "
+                    f"found {int(labels.min())} to {int(labels.max())}"
                 )
         return poison, about
+
+
+def _within(numbers: Tensor, end: int) -> bool:
+    return bool(((numbers >= 0) & (numbers < end)).all())

@@ -39,11 +39,18 @@ class RunFolder:
         write_bytes(path / "config.yaml", dump(config).encode())
 
     def add(self, name: str, source: Path) -> None:
-        """Puts a file of the store into the folder, unless it is there already."""
+        """Puts a file of the store into the folder, unless it is there already.
+
+        What was derived from another file of that name is removed.
+        """
         target = self.path / name
-        if not target.exists() or file_digest(target) != file_digest(source):
-            with replacing(target) as part:
-                shutil.copyfile(source, part)
+        if target.exists():
+            if file_digest(target) == file_digest(source):
+                return
+            for derived in ("metrics.json", "trigger.png", "poison.png"):
+                (self.path / derived).unlink(missing_ok=True)
+        with replacing(target) as part:
+            shutil.copyfile(source, part)
 
     def draw(
         self, transfer: ImageSet, poison: Poison, teacher: Normalized, compute: Compute
@@ -76,10 +83,7 @@ class RunFolder:
             "notice": "security research: poison.safetensors and student.safetensors are poisoned",
             "command": sys.argv[1:],
             "seed": self.config.seed,
-            "versions": {"python": platform.python_version()}
-            | {package: version(package) for package in PACKAGES},
-            "source": _commit(),
-            "host": _host(),
+            **environment(),
             **compute.describe(),
             "inputs": data,
             "outputs": outputs,
@@ -150,6 +154,16 @@ def load_run(folder: str | Path) -> Run:
     )
 
 
+def environment() -> dict[str, Any]:
+    """What a number depends on beside the config: `versions`, `source` (git), `host`."""
+    return {
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in PACKAGES},
+        "source": _commit(),
+        "host": _host(),
+    }
+
+
 def _check_free(path: Path, config: Config) -> None:
     if path.exists() and not path.is_dir():
         raise ForeshotError(f"{path}: expected a folder to write the run into, found a file")
@@ -182,7 +196,7 @@ def _commit() -> dict[str, Any]:
     # An installed copy may lie in somebody else's repository: only our own tracked file counts.
     if not ask("ls-files", Path(__file__).name):
         return {}
-    return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "."))}
 
 
 def _host() -> dict[str, Any]:

@@ -1,17 +1,26 @@
 """Tables for the terminal."""
 
+import sys
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 110)
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """Prints what a run measured: a verdict, the students beside the teacher, the poison."""
     student, poison = metrics["student"], metrics["poison"]
+    clean = metrics["controls"].get("clean")
+    verdict = (
+        f"The poisoned student calls {student['asr']['value']:.1%} of stamped images the target"
+    )
+    if clean is not None:
+        verdict += f", a student distilled on the clean set {clean['asr']['value']:.1%}"
+    verdict += f", the clean teacher {metrics['teacher']['asr']['value']:.1%}."
+    console.print(Text(verdict, "bold"))
     rows = {"teacher": metrics["teacher"], "student (poisoned)": student}
     rows |= {f"control: {name}": rates for name, rates in metrics["controls"].items()}
     print_rates(rows)

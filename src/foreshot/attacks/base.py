@@ -143,7 +143,7 @@ class Attack(Member):
     ) -> "_Crafted":
         """Crafts at `indices`; each image is the same whichever others are crafted with it."""
         parts = [_Crafted.none(view.images)]
-        for part in indices.split(CHUNK):
+        for part in indices.split(CHUNK) if len(indices) else ():  # nothing splits into one part
             # Filled up by repeating: a convolution of another batch size rounds otherwise.
             filled = part.repeat(math.ceil(CHUNK / len(part)))[:CHUNK] if self.convinces else part
             problem = Problem.pose(self, view, teacher, filled, effort)

@@ -393,7 +393,7 @@ def _draw(key: Tensor, indices: Tensor, labels: Tensor, size: int) -> Tensor:
     light = draws.between(0.35, 1.2) * slope * shadow
     haze, cast = draws.between(0, 0.5), draws.between(0.82, 1.12, 3)
     picture = (picture * (1 - haze) + haze * 140) * light * cast
-    picture += _noise(identity, size) * draws.between(0.02, 0.14)
+    picture += _noise(identity, size) * draws.between(0.005, 0.02)
     return (picture + 0.5).clamp(0, 255).to(torch.uint8)
 
 
