@@ -44,11 +44,13 @@ def run(
         ForeshotError: the config does not fit the data, a file is not what it should be, or `out`
             holds another experiment.
     """
+    engine = compute(device, config.precision)
     folder = RunFolder(out, config)
     listener = both(listener, write_events(folder.path / "events.jsonl"))
-    engine = compute(device, config.precision)
     root = store or home() / "store"
     stages = Stages(config, Store(root, listener), engine, home() / "data", listener)
+    data = stages.data
+    folder.claim()
 
     taught = stages.teacher() if teacher is None else stages.adopt_model(teacher)
     before = state_digest(taught.model)
@@ -58,7 +60,7 @@ def run(
 
     crafted = stages.poison(taught) if poison is None else stages.adopt_poison(poison)
     folder.add("poison.safetensors", crafted.path)
-    folder.draw(stages.data.train, crafted.poison, taught.model, engine)
+    folder.draw(data.train, crafted.poison, taught.model, engine)
     if until == "poison":
         return folder.finish(stages.digests, engine)
 

@@ -28,6 +28,9 @@ PACKAGES = ("foreshot", "torch", "numpy", "pillow", "safetensors", "pydantic", "
 class RunFolder:
     """A folder that one config's run is written into.
 
+    It is one's own from `claim` on; until then, a config that does not fit its data leaves no trace
+    that would refuse a better one.
+
     Raises:
         ForeshotError: the folder holds a run of another config, or other files.
     """
@@ -36,7 +39,10 @@ class RunFolder:
         self.path, self.config = path, config
         _check_free(path, config)
         path.mkdir(parents=True, exist_ok=True)
-        write_bytes(path / "config.yaml", dump(config).encode())
+
+    def claim(self) -> None:
+        """Writes `config.yaml`, by which the folder belongs to this experiment."""
+        write_bytes(self.path / "config.yaml", dump(self.config).encode())
 
     def add(self, name: str, source: Path) -> None:
         """Puts a file of the store into the folder, unless it is there already.
@@ -126,11 +132,17 @@ def load_run(folder: str | Path) -> Run:
         ForeshotError: the folder is no finished run, or one of its files was changed.
     """
     path = Path(folder)
-    for name, digest in read_json(path / "manifest.json")["outputs"].items():
+    manifest = read_json(path / "manifest.json")
+    outputs = manifest.get("outputs") if isinstance(manifest, dict) else None
+    if not isinstance(outputs, dict):
+        raise ForeshotError(
+            f"{path / 'manifest.json'}: expected a run's manifest, found no outputs"
+        )
+    for name, digest in outputs.items():
         file = path / name
         found = file_digest(file) if file.is_file() else "nothing"
         if found != digest:
-            raise ForeshotError(f"{file}: expected SHA-256 {digest[:12]}, found {found[:12]}")
+            raise ForeshotError(f"{file}: expected SHA-256 {str(digest)[:12]}, found {found[:12]}")
 
     def model(name: str) -> Normalized | None:
         file = path / f"{name}.safetensors"
@@ -169,7 +181,7 @@ def _check_free(path: Path, config: Config) -> None:
         raise ForeshotError(f"{path}: expected a folder to write the run into, found a file")
     there = path / "config.yaml"
     if there.exists():
-        text = there.read_text(encoding="utf-8")
+        text = there.read_text(encoding="utf-8", errors="replace")
         if text != dump(config):
             mine, other = dump(config).splitlines(), text.splitlines()
             line = next((b for a, b in zip(mine, other, strict=False) if a != b), "another length")
@@ -177,7 +189,11 @@ def _check_free(path: Path, config: Config) -> None:
                 f"{path}: expected this experiment or an empty folder, found another one "
                 f"({line.strip()!r} in its config.yaml); choose another --out"
             )
-    elif path.exists() and any(path.iterdir()):
+    elif path.exists() and not all(
+        # What a run leaves that was refused, or killed, before its config was written.
+        file.name == "events.jsonl" or file.match(".config.yaml.*.part")
+        for file in path.iterdir()
+    ):
         raise ForeshotError(f"{path}: expected a run folder or an empty one, found other files")
 
 
