@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreshot.data.signatlas import BLURS, CLASSES, TEXELS, atlas
+from foreshot.data.sign_atlas import BLURS, CLASSES, TEXELS, atlas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
