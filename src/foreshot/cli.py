@@ -1,10 +1,11 @@
 """The command line: parse, call, print."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -194,24 +195,33 @@ def show(
     print(json.dumps(Config.model_json_schema(), indent=1) if schema else dump(config), end="\n")
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point: a user's error is one sentence and exit code 2; Ctrl-C is 130."""
+    # OpenMP threads that spin while they wait slow each other ten-fold when the cores are shared.
+    # A short spin costs nothing on an idle machine. It has to be said before torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        app(standalone_mode=False)
+        # No command returns anything: what comes back is typer's exit code, 130 for Ctrl-C.
+        code = app(standalone_mode=False)
     except ForeshotError as error:
         _fail(str(error))
     except typer.Exit as finished:
-        sys.exit(finished.exit_code)
+        code = finished.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
+        code = INTERRUPTED
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {(error.strerror or str(error)).lower()}")
     except typer.TyperException as error:
         _fail(error.format_message())
+    if code == INTERRUPTED:
+        print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
+    sys.exit(code)
 
 
-def _fail(sentence: str) -> None:
+def _fail(sentence: str) -> NoReturn:
     print(f"foreshot: {sentence}", file=sys.stderr)
     sys.exit(2)
 
