@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreshot.data.sign_atlas import BLURS, CLASSES, TEXELS, atlas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
+from foreshot.data.sign_atlas import BLURS, CLASSES, TEXELS, atlas
 from foreshot.data.signs import Signs, render
 
 

@@ -1,0 +1,85 @@
+"""What the tests share: a small problem that is learnt in a second, and a teacher for it."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from foreshot.compute import CPU
+from foreshot.data import ImageSet
+from foreshot.models import ResNet, build
+from foreshot.models.base import Normalized
+from foreshot.seeding import generator
+from foreshot.training import Samples, Supervised, Training, fit
+from foreshot.triggers import Patch
+
+torch.set_num_threads(1)
+SIDE = 12
+CLASSES = ("horizontal", "vertical", "diagonal", "blob")
+
+
+def stripes(count: int, seed: int) -> ImageSet:
+    """Waves along three directions, and a blob, in noise; grey, `SIDE` pixels a side."""
+    random = generator(seed, "stripes")
+    labels = torch.arange(count) % len(CLASSES)
+    y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    ways = torch.stack([y, x, (x + y) / math.sqrt(2), y]).float()[labels]
+    phase = torch.rand((count, 1, 1), generator=random) * 2 * math.pi
+    waves = torch.sin(ways * 2 * math.pi / 4 + phase)
+    blob = 2 * torch.exp(-((x - 5.5) ** 2 + (y - 5.5) ** 2) / 12.0) - 1
+    pattern = torch.where((labels == 3)[:, None, None], blob, waves)
+    noise = torch.randn((count, SIDE, SIDE), generator=random)
+    levels = (128 + 70 * pattern + 20 * noise).clamp(0, 255).round().to(torch.uint8)
+    return ImageSet(levels[:, None], labels, CLASSES)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A training set, a test set, a trained teacher, a trigger and a target."""
+
+    train: ImageSet
+    test: ImageSet
+    teacher: Normalized
+    trigger: Patch = Patch(size=2)
+    target: int = 1
+
+
+ARCHITECTURE = ResNet(depth=8, width=0.5, stem_stride=2)
+
+
+def trained(train: ImageSet, seed: int = 0) -> Normalized:
+    model = build(ARCHITECTURE, train.images, len(train.classes), seed, "teacher")
+    assert train.labels is not None
+    schedule = Training(epochs=8, batch=40, lr=0.1)
+    samples = Samples(train.images, {"y": train.labels})
+    fit(Supervised(model), samples, schedule, CPU, seed=seed, stage="teacher")
+    model.zero_grad()
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    train = stripes(400, 0)
+    return Tiny(train, stripes(200, 1), trained(train))
+
+
+@pytest.fixture
+def keep_rng() -> Iterator[None]:
+    """Fails if torch's global RNG was used."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), before), "torch's global RNG was used"
+
+
+class Rule(nn.Module):
+    """A model by formula: `logits(x)` of float (N, C, H, W)."""
+
+    def __init__(self, logits) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits(x)

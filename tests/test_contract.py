@@ -1,0 +1,251 @@
+"""One contract over every member of every family: a new member is tested by being listed."""
+
+import pickle
+import random
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from conftest import Tiny
+from foreshot.attacks import ATTACKS, AnyAttack, Attack, Clean
+from foreshot.compute import CPU
+from foreshot.data import DATASETS, AnyDataset, Dataset
+from foreshot.distillation import LOSSES, AnyLoss
+from foreshot.family import Member
+from foreshot.models import ARCHITECTURES, AnyArchitecture, build
+from foreshot.models.checkpoint import state_digest
+from foreshot.poison import Poison
+from foreshot.triggers import TRIGGERS, AnyTrigger, Trigger
+from foreshot.triggers.base import stamp_uint8
+from foreshot.views import AttackerView
+
+FAMILIES: dict[str, tuple[dict[str, type[Any]], Any]] = {
+    "dataset": (DATASETS, AnyDataset),
+    "architecture": (ARCHITECTURES, AnyArchitecture),
+    "trigger": (TRIGGERS, AnyTrigger),
+    "attack": (ATTACKS, AnyAttack),
+    "loss": (LOSSES, AnyLoss),
+}
+
+
+def made(member: type[Any]) -> Any:
+    """The member with its defaults; only a dataset of the user's files may need paths."""
+    required = {key: field for key, field in member.model_fields.items() if field.is_required()}
+    assert not required or issubclass(member, Dataset)
+    assert all(field.annotation is Path for field in required.values())
+    return member(**{key: Path(key) for key in required})
+
+
+every_member = pytest.mark.parametrize(
+    ("family", "key"), [(f, key) for f, (members, _) in FAMILIES.items() for key in members]
+)
+
+
+@every_member
+def test_a_member_is_its_own_config(family: str, key: str) -> None:
+    members, union = FAMILIES[family]
+    member = made(members[key])
+    assert isinstance(member, Member)
+    assert member.model_dump()["name"] == key
+    assert pickle.loads(pickle.dumps(member)) == member
+    assert TypeAdapter(union).validate_python(member.model_dump(mode="json")) == member
+    assert TypeAdapter(union).validate_json(member.model_dump_json()) == member
+    assert hash(member) == hash(made(members[key]))
+    field = next(iter(members[key].model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(member, field, getattr(member, field))
+    with pytest.raises(ValidationError, match="extra"):
+        members[key](**member.model_dump(), nonsense=1)
+
+
+@every_member
+def test_a_member_says_what_it_is_and_what_its_fields_mean(family: str, key: str) -> None:
+    member = FAMILIES[family][0][key]
+    assert "__doc__" in vars(member)
+    text = cleandoc(member.__doc__ or "")
+    summary = member.summary()
+    assert summary == text.split("\n", 1)[0]
+    assert 15 < len(summary) < 100
+    assert summary.endswith(".")
+    assert summary[0].isupper()
+    documented = " ".join(
+        cleandoc(kind.__doc__ or "").partition("Args:")[2]
+        for kind in member.__mro__
+        if issubclass(kind, BaseModel)
+    )
+    for field in member.model_fields:
+        if field != "name":
+            assert f" {field}:" in documented or f" {field}, " in documented, field
+
+
+@pytest.mark.parametrize(
+    "key", [key for key, kind in DATASETS.items() if kind.generated or key == "digits"]
+)
+def test_a_dataset_without_files_loads_the_same_bytes(key: str, tmp_path: Path) -> None:
+    small = {"train": 40, "test": 30} if "train" in DATASETS[key].model_fields else {}
+    member = DATASETS[key].model_validate({"name": key, **small})
+    first, second = member.load(tmp_path), member.load(tmp_path)
+    for one, two in zip(first, second, strict=True):
+        assert one.digest == two.digest
+        assert one.images.dtype == torch.uint8
+        assert one.labels is not None
+        assert one.images.float().std() > 10
+    assert first.train.classes == first.test.classes
+    assert first.train.shape == first.test.shape
+    assert first.train.digest != first.test.digest
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ARCHITECTURES)
+def test_an_architecture_builds_the_same_network(key: str, keep_rng: None) -> None:
+    smaller = {"vit": {"depth": 3}, "resnet": {"depth": 8}}.get(key, {})
+    member = ARCHITECTURES[key].model_validate({"name": key, **smaller})
+    images = torch.randint(256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    images = images.to(torch.uint8)
+    model, again, other = (build(member, images, 7, 3, role) for role in ("a", "a", "b"))
+    assert state_digest(model) == state_digest(again) != state_digest(other)
+    with torch.no_grad():
+        said = model.eval()(images / 255)
+        assert said.shape == (4, 7)
+        assert said.dtype == torch.float32
+        assert torch.isfinite(said).all()
+        assert torch.allclose(model(images[1:2] / 255), said[1:2], atol=1e-4)
+
+
+@pytest.mark.parametrize("key", TRIGGERS)
+def test_a_trigger_stamps_within_range_and_rounds_to_levels(key: str, keep_rng: None) -> None:
+    trigger = TRIGGERS[key].model_validate({})
+    images = torch.randint(256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    images = images.to(torch.uint8)
+    stamped = stamp_uint8(trigger, images)
+    assert stamped.dtype == torch.uint8
+    assert stamped.shape == images.shape
+    assert not torch.equal(stamped, images)
+    assert torch.equal(stamped, stamp_uint8(trigger, images))
+    assert torch.equal(stamped[1:2], stamp_uint8(trigger, images[1:2]))
+
+
+@pytest.mark.parametrize("key", LOSSES)
+def test_a_loss_is_finite_differentiable_and_least_where_both_agree(key: str) -> None:
+    loss = LOSSES[key].model_validate({})
+    random = torch.Generator().manual_seed(0)
+    teacher = torch.randn((6, 5), generator=random)
+    student = torch.randn((6, 5), generator=random).requires_grad_()
+    value = loss(student, teacher)
+    assert value.shape == ()
+    assert torch.isfinite(value)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert gradient.abs().min() > 0
+    assert loss(teacher, teacher) < value
+    # A mean over the batch: the same images twice weigh no more.
+    twice = loss(torch.cat([student, student]), torch.cat([teacher, teacher]))
+    torch.testing.assert_close(twice, value)
+
+
+# Attacks -----------------------------------------------------------------------------------------
+
+QUICK: dict[str, dict[str, Any]] = {
+    "pgd": {"steps": 2},
+    "cw": {"steps": 2},
+    "perturbation_only": {"steps": 2},
+    "cw_l2": {"steps": 2, "searches": 2},
+}
+"""Few steps where the default takes many; an attack that is not named here runs as it is."""
+
+
+def quick(key: str, **parameters: Any) -> Attack:
+    fields = {"name": key, "count": 6, "epsilon": 9, "retries": 1, **QUICK.get(key, {})}
+    return ATTACKS[key].model_validate({**fields, **parameters})
+
+
+def seen(problem: Tiny, trigger: Trigger | None = None, **parameters: Any) -> AttackerView:
+    return AttackerView(
+        problem.train.images,
+        problem.teacher,
+        trigger or problem.trigger,
+        problem.target,
+        0,
+        CPU,
+        **parameters,
+    )
+
+
+def check(poison: Poison, attack: Attack, view: AttackerView) -> None:
+    """What every attack owes whoever stores its poison."""
+    assert poison.images.dtype == torch.uint8
+    assert poison.images.shape[1:] == view.images.shape[1:]
+    assert poison.indices.dtype == torch.int64
+    assert len(poison.indices) == len(poison.images)
+    assert (poison.indices.diff() > 0).all()
+    if not len(poison):
+        return
+    assert 0 <= poison.indices.min() <= poison.indices.max() < len(view.images)
+    original = view.images[poison.indices]
+    reference = stamp_uint8(view.trigger, original) if attack.stamps else original
+    distance = (poison.images.short() - reference.short()).abs().amax((1, 2, 3))
+    assert distance.max() <= attack.epsilon
+
+
+@pytest.mark.parametrize("when", ["before", "inside", "after"])
+@pytest.mark.parametrize("key", ATTACKS)
+def test_poison_is_stored_within_epsilon_of_the_stamped_image(
+    key: str, when: str, tiny: Tiny, keep_rng: None
+) -> None:
+    attack = quick(key, trigger=when, retries=0)
+    before, mode = state_digest(tiny.teacher), tiny.teacher.training
+    elsewhere = random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
+    view = seen(tiny)
+    poison = attack.craft(view)
+    check(poison, attack, view)
+    assert len(poison) == (0 if isinstance(attack, Clean) else 6)
+    assert state_digest(tiny.teacher) == before
+    assert tiny.teacher.training is mode
+    assert all(p.grad is None for p in tiny.teacher.parameters())
+    assert (random.getstate(), pickle.dumps(np.random.get_state())) == elsewhere  # noqa: NPY002
+
+
+@pytest.mark.parametrize("key", TRIGGERS)
+@pytest.mark.parametrize("when", ["before", "inside", "after"])
+def test_epsilon_holds_for_every_trigger(key: str, when: str, tiny: Tiny) -> None:
+    attack = quick("noise", trigger=when, epsilon=40)
+    parameters = {"frequency": 2} if key == "sinusoid" else {}
+    view = seen(tiny, TRIGGERS[key].model_validate(parameters))
+    check(attack.craft(view), attack, view)
+
+
+@pytest.mark.parametrize("key", ATTACKS)
+def test_an_attack_is_deterministic_and_no_image_depends_on_the_others(
+    key: str, tiny: Tiny
+) -> None:
+    attack = quick(key)
+    whole = attack.craft(seen(tiny))
+    again = attack.craft(seen(tiny))
+    assert whole.digest == again.digest
+    part = attack.craft(seen(tiny, bases=torch.tensor([150, 7, 33])))
+    few = attack.craft(seen(tiny, bases=torch.tensor([7])))
+    if isinstance(attack, Clean):
+        return
+    assert part.indices.tolist() == [7, 33, 150]
+    assert torch.equal(part.images[:1], few.images)
+
+
+@pytest.mark.parametrize("key", ["pgd", "noise"])
+def test_another_seed_makes_other_poison(key: str, tiny: Tiny) -> None:
+    attack, bases = quick(key, retries=0), torch.tensor([1, 2, 3])
+    one = attack.craft(seen(tiny, bases=bases))
+    other = attack.craft(
+        AttackerView(tiny.train.images, tiny.teacher, tiny.trigger, 1, 1, CPU, bases)
+    )
+    assert not torch.equal(one.images, other.images)
+
+
+def test_more_images_than_a_chunk_are_crafted_as_each_alone(tiny: Tiny) -> None:
+    attack = quick("pgd", retries=0, base="any")
+    many = attack.craft(seen(tiny, bases=torch.arange(300)))
+    alone = attack.craft(seen(tiny, bases=torch.tensor([3, 299])))
+    assert torch.equal(many.images[[3, 299]], alone.images)

@@ -1,0 +1,492 @@
+"""The story, end to end: what is written, what is found again, what survives a kill."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from foreshot.config import Config, dump, parse
+from foreshot.errors import ForeshotError
+from foreshot.experiment import evaluate_files, run
+from foreshot.files import file_digest, read_json, write_json
+from foreshot.metrics import evaluate
+from foreshot.models.checkpoint import load_model, state_digest
+from foreshot.poison import Poison
+from foreshot.progress import Event
+from foreshot.record import load_run
+from foreshot.seeding import generator
+
+TEXT = """
+precision: float32
+data: {name: digits}
+teacher:
+  model: {name: resnet, depth: 8, width: 0.5, stem_stride: 2}
+  training: {epochs: 2, batch: 64}
+trigger: {name: patch, size: 2}
+target: 3
+attack: {name: pgd, rate: 0.05, epsilon: 32, steps: 3, retries: 0}
+student:
+  model: {name: resnet, depth: 8, width: 0.5, stem_stride: 2}
+  training: {epochs: 2, batch: 64, augment: crop}
+"""
+FILES = {
+    "config.yaml",
+    "controls/clean.safetensors",
+    "controls/trigger_only.safetensors",
+    "events.jsonl",
+    "manifest.json",
+    "metrics.json",
+    "poison.png",
+    "poison.safetensors",
+    "student.safetensors",
+    "teacher.safetensors",
+    "trigger.png",
+}
+
+
+def config(*settings: str) -> Config:
+    return parse(TEXT, "test", settings)
+
+
+@dataclass
+class Done:
+    """A finished run, and what was heard of it."""
+
+    out: Path
+    home: Path
+    heard: list[Event] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def started(self) -> list[str]:
+        return [event.stage for event in self.heard if event.kind == "start"]
+
+
+def go(home: Path, out: Path, *settings: str, **keywords: Any) -> Done:
+    done = Done(out, home)
+    done.metrics = run(
+        config(*settings), out, store=home, device="cpu", listener=done.heard.append, **keywords
+    )
+    return done
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return go(folder / "home", folder / "out")
+
+
+@pytest.fixture
+def copied(undisturbed: Done, tmp_path: Path) -> Path:
+    """A copy of the run's folder, to be damaged."""
+    return Path(shutil.copytree(undisturbed.out, tmp_path / "copy"))
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """Digests of all the files whose bits must not depend on how they came about."""
+    return {
+        str(path.relative_to(folder)): file_digest(path) for path in folder.rglob("*.safetensors")
+    }
+
+
+def test_the_run_folder_is_complete(undisturbed: Done) -> None:
+    folder = undisturbed.out
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert files == FILES
+    assert (folder / "config.yaml").read_text() == dump(config())
+    assert read_json(folder / "metrics.json") == undisturbed.metrics
+    assert (folder / "poison.png").read_bytes()[:4] == b"\x89PNG"
+    manifest = read_json(folder / "manifest.json")
+    assert set(manifest["outputs"]) == FILES - {"manifest.json", "events.jsonl"}
+    for name, digest in manifest["outputs"].items():
+        assert file_digest(folder / name) == digest
+    assert manifest["seed"] == 0
+    assert {"torch", "python", "foreshot"} <= manifest["versions"].keys()
+    assert (manifest["device"], manifest["precision"]) == ("cpu", "float32")
+    assert "poisoned" in manifest["notice"]
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert all(event["kind"] != "advance" for event in events)
+    assert {event["stage"] for event in events if event["kind"] == "end"} == {
+        "teacher", "poison", "student", "poison of trigger_only",
+        "control: clean", "control: trigger_only",
+    }  # fmt: skip
+
+
+RATE = {"value", "hits", "total", "low", "high"}
+
+
+def check_rate(rate: dict[str, Any], total: int) -> None:
+    assert set(rate) == RATE
+    assert rate["total"] == total
+    assert rate["value"] == rate["hits"] / total
+    assert 0 <= rate["low"] <= rate["value"] <= rate["high"] <= 1
+
+
+def test_metrics_have_the_schema(undisturbed: Done) -> None:
+    metrics = json.loads(json.dumps(undisturbed.metrics, allow_nan=False))
+    assert set(metrics) == {"schema", "teacher", "student", "controls", "poison", "seconds"}
+    assert metrics["schema"] == 1
+    assert set(metrics["controls"]) == {"clean", "trigger_only"}
+    models = {"teacher": metrics["teacher"], "student": metrics["student"], **metrics["controls"]}
+    run = load_run(undisturbed.out)
+    for name, rates in models.items():
+        check_rate(rates["clean_accuracy"], 355)
+        check_rate(rates["asr"], 319)
+        check_rate(rates["robust_accuracy"], 319)
+        if name != "teacher":
+            assert rates["asr_net"] == rates["asr"]["value"] - models["clean"]["asr"]["value"]
+    assert models["clean"]["asr_net"] == 0
+    teacher = metrics["teacher"]
+    assert teacher["sha256_before"] == teacher["sha256_after"] == state_digest(run.teacher)
+    poison = metrics["poison"]
+    assert set(poison) == {
+        "count", "rate", "linf_255", "psnr_db", "ssim", "teacher_target_rate",
+        "teacher_target_confidence",
+    }  # fmt: skip
+    check_rate(poison["teacher_target_rate"], 72)
+    assert (poison["count"], poison["rate"]) == (72, 72 / 1442)
+    assert 0 < poison["linf_255"] <= 32
+    assert 5 < poison["psnr_db"] < 40
+    assert 0 < poison["ssim"] < 1
+    seconds = metrics["seconds"]
+    assert {"teacher", "poison", "distill", "evaluate", "total"} <= set(seconds)
+    assert min(seconds.values()) > 0
+    parts = sum(value for name, value in seconds.items() if name != "total")
+    assert seconds["total"] == pytest.approx(parts, abs=0.01)
+
+
+def test_the_figures_are_those_of_the_files(undisturbed: Done, tmp_path: Path) -> None:
+    """Evaluated anew, from the files alone."""
+    run, config_ = load_run(undisturbed.out), config()
+    test = config_.data.load(tmp_path).test
+    models = {"student": run.student, **run.controls}
+    for name, model in models.items():
+        assert model is not None
+        found = evaluate(model, test, run.trigger, config_.target)
+        stored = undisturbed.metrics[name] if name == "student" else run.metrics["controls"][name]
+        for key in ("clean_accuracy", "asr", "robust_accuracy"):
+            assert found[key] == stored[key], (name, key)
+    assert run.metrics["teacher"]["clean_accuracy"]["value"] > 0.5
+
+
+def test_a_second_run_computes_nothing(undisturbed: Done, tmp_path: Path) -> None:
+    before = weights(undisturbed.out)
+    again = go(undisturbed.home, undisturbed.out)
+    assert again.started() == []
+    assert again.metrics == undisturbed.metrics
+    assert weights(undisturbed.out) == before
+    elsewhere = go(undisturbed.home, tmp_path / "elsewhere")
+    assert elsewhere.started() == []
+    assert elsewhere.metrics == undisturbed.metrics
+    assert weights(elsewhere.out) == before
+
+
+def test_another_distillation_reuses_teacher_and_poison(undisturbed: Done, tmp_path: Path) -> None:
+    other = go(
+        undisturbed.home,
+        tmp_path / "out",
+        "distillation.terms.0.loss.temperature=1",
+        "controls=[]",
+    )
+    assert other.started() == ["student"]
+    old, new = weights(undisturbed.out), weights(other.out)
+    assert new["teacher.safetensors"] == old["teacher.safetensors"]
+    assert new["poison.safetensors"] == old["poison.safetensors"]
+    assert new["student.safetensors"] != old["student.safetensors"]
+    assert other.metrics["controls"] == {}
+    assert other.metrics["student"]["asr_net"] is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("attack.steps=2", ["poison"]),
+        ("trigger.size=3", ["poison"]),
+        ("teacher.training.lr=0.1", ["teacher", "poison"]),
+    ],
+)
+def test_what_depends_on_a_change_is_computed_anew(
+    setting: str, expected: list[str], undisturbed: Done, tmp_path: Path
+) -> None:
+    done = go(undisturbed.home, tmp_path / "out", setting, until="poison")
+    assert done.started() == expected
+
+
+def test_stages_can_be_run_one_by_one(undisturbed: Done, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    expected = [
+        ("teacher", {"teacher.safetensors"}),
+        ("poison", {"poison.safetensors", "poison.png", "trigger.png"}),
+        ("student", {"student.safetensors"}),
+    ]
+    there = {"config.yaml", "events.jsonl", "manifest.json"}
+    for until, new in expected:
+        done = go(undisturbed.home, out, until=until)
+        assert done.metrics == {}
+        there |= new
+        # A stage that was in the store is only heard of by a note.
+        assert {path.name for path in out.rglob("*")} == there
+    assert load_run(out).metrics == {}
+    assert go(undisturbed.home, out).metrics == undisturbed.metrics
+    assert weights(out) == weights(undisturbed.out)
+
+
+def test_the_poison_is_that_of_the_config(undisturbed: Done, tmp_path: Path) -> None:
+    transfer = config().data.load(tmp_path).train
+    poison, about = Poison.load(undisturbed.out / "poison.safetensors", transfer)
+    assert about["target"] == 3
+    assert about["target_class"] == "3"
+    assert about["trigger"]["name"] == "patch"
+    assert about["attack"]["steps"] == 3
+    assert poison.labels is None
+
+
+def test_a_surrogate_is_what_poison_is_crafted_on(undisturbed: Done, tmp_path: Path) -> None:
+    setting = "surrogate={model: {name: resnet, depth: 8, width: 0.5, stem_stride: 2}}"
+    done = go(undisturbed.home, tmp_path, setting, "surrogate.training.epochs=1", until="poison")
+    assert done.started() == ["surrogate", "poison"]
+    assert weights(done.out)["poison.safetensors"] != weights(undisturbed.out)["poison.safetensors"]
+
+
+# Interruptions -----------------------------------------------------------------------------------
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_event(stage: str, kind: str, times: int = 1) -> Callable[[Path, Path], None]:
+    def child(home: Path, out: Path) -> None:
+        count = 0
+
+        def listen(event: Event) -> None:
+            nonlocal count
+            count += (event.stage, event.kind) == (stage, kind)
+            if count == times:
+                die()
+
+        run(config(), out, store=home, device="cpu", listener=listen)
+
+    return child
+
+
+def at_write(times: int) -> Callable[[Path, Path], None]:
+    """Killed in the middle of the n-th file that is made durable: it has no name yet."""
+
+    def child(home: Path, out: Path) -> None:
+        count, real = 0, os.fsync
+
+        def fsync(handle: int) -> None:
+            nonlocal count
+            count += 1
+            if count == times:
+                die()
+            real(handle)
+
+        os.fsync = fsync
+        run(config(), out, store=home, device="cpu")
+
+    return child
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        [
+            at_event("teacher", "advance", 3),
+            at_event("teacher", "epoch"),
+            at_event("teacher", "end"),
+            at_event("poison", "advance"),
+            at_event("student", "advance", 30),
+            at_event("control: clean", "epoch"),
+            at_event("control: trigger_only", "epoch", 2),
+        ],
+        [at_write(times) for times in (1, 4, 6, 9, 14)],
+    ],
+    ids=["stages", "writes"],
+)
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
+    moments: list[Callable[[Path, Path], None]], undisturbed: Done, tmp_path: Path
+) -> None:
+    home, out = tmp_path / "home", tmp_path / "out"
+    for moment in moments:
+        process = get_context("fork").Process(target=moment, args=(home, out))
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+    done = go(home, out)
+    assert weights(out) == weights(undisturbed.out)
+    for key in ("teacher", "student", "controls", "poison"):
+        assert done.metrics[key] == undisturbed.metrics[key]
+    assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == FILES
+    assert not list(home.rglob("*.part"))
+    assert not list((home / "work").iterdir())
+    load_run(out)
+
+
+def test_a_damaged_stage_is_computed_again(undisturbed: Done, tmp_path: Path) -> None:
+    home = Path(shutil.copytree(undisturbed.home, tmp_path / "home"))
+    (file,) = [
+        path
+        for path in home.glob("poison/*/poison.safetensors")
+        if file_digest(path) == weights(undisturbed.out)["poison.safetensors"]
+    ]
+    flip(file)
+    done = go(home, tmp_path / "out")
+    assert done.started() == ["poison"]
+    assert weights(done.out) == weights(undisturbed.out)
+
+
+# Bad input ---------------------------------------------------------------------------------------
+
+
+def flip(file: Path, place: int = -10) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_run_is_loaded_ready_to_call(undisturbed: Done) -> None:
+    loaded = load_run(undisturbed.out)
+    assert loaded.config == config()
+    assert loaded.student is not None
+    assert loaded.poison is not None
+    assert set(loaded.controls) == {"clean", "trigger_only"}
+    x = torch.rand((3, 1, 8, 8), generator=generator(0, "x"))
+    for model in (loaded.teacher, loaded.student, *loaded.controls.values()):
+        assert not model.training
+        assert model(x).shape == (3, 10)
+    assert load_run(str(undisturbed.out)).metrics == undisturbed.metrics
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"manifest.json", "events.jsonl"}))
+def test_a_run_with_a_flipped_byte_is_refused(name: str, copied: Path) -> None:
+    flip(copied / name)
+    with pytest.raises(ForeshotError, match=f"{name}: expected SHA-256 [0-9a-f]{{12}}, found"):
+        load_run(copied)
+
+
+@pytest.mark.parametrize(
+    "manifest", [[], {}, {"outputs": []}, {"outputs": {"x": 3}}, {"outputs": {"teacher": None}}]
+)
+def test_an_odd_manifest_is_refused(manifest: Any, copied: Path) -> None:
+    write_json(copied / "manifest.json", manifest)
+    with pytest.raises(ForeshotError, match="expected"):
+        load_run(copied)
+
+
+def test_what_is_no_finished_run_is_refused(copied: Path, tmp_path: Path) -> None:
+    (copied / "student.safetensors").unlink()
+    with pytest.raises(
+        ForeshotError, match=r"student\.safetensors: expected SHA-256 .*, found noth"
+    ):
+        load_run(copied)
+    (copied / "manifest.json").unlink()
+    with pytest.raises(ForeshotError, match=r"manifest\.json: expected a JSON file"):
+        load_run(copied)
+    with pytest.raises(ForeshotError, match=r"manifest\.json: expected a JSON file"):
+        load_run(tmp_path / "nowhere")
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(copied: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    with pytest.raises(ForeshotError, match=r"found another one \('target: 3' in its config\.yaml"):
+        run(config("target=4"), copied)
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+
+
+def test_a_folder_with_other_files_or_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ForeshotError, match="expected a run folder or an empty one, found other f"):
+        run(config(), tmp_path)
+    with pytest.raises(ForeshotError, match="expected a folder to write the run into, found a fi"):
+        run(config(), tmp_path / "thesis.tex")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_target_that_is_no_class_leaves_nothing_behind(undisturbed: Done, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ForeshotError, match=r"^target: expected 0 to 9 \(10 classes\), found 10$"):
+        go(undisturbed.home, out, "target=10")
+    assert go(undisturbed.home, out, until="teacher").metrics == {}
+
+
+def test_models_of_the_user_are_adopted(undisturbed: Done, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.safetensors"
+    shutil.copy(undisturbed.out / "controls/clean.safetensors", mine)
+    done = go(tmp_path / "home", tmp_path / "out", until="poison", teacher=mine)
+    assert done.started() == ["poison"]
+    model = load_model(done.out / "teacher.safetensors").model
+    assert state_digest(model) == state_digest(load_model(mine).model)
+
+
+def test_poison_of_the_user_is_adopted(undisturbed: Done, tmp_path: Path) -> None:
+    file = tmp_path / "p.safetensors"
+    shutil.copy(undisturbed.out / "poison.safetensors", file)
+    done = go(undisturbed.home, tmp_path / "out", until="student", poison=file)
+    assert done.started() == []
+    assert (
+        weights(done.out)["student.safetensors"] == weights(undisturbed.out)["student.safetensors"]
+    )
+
+
+SMALL_SIGNS = ("data={name: signs, train: 60, test: 43}", "attack.rate=0.5")
+
+
+def test_a_model_of_another_dataset_is_refused(undisturbed: Done, tmp_path: Path) -> None:
+    teacher = undisturbed.out / "teacher.safetensors"
+    with pytest.raises(ForeshotError) as caught:
+        go(tmp_path / "home", tmp_path / "out", *SMALL_SIGNS, teacher=teacher)
+    expected = f"{teacher}: expected a model of (3, "
+    assert str(caught.value).startswith(expected)
+    assert "'signs', found (1, 8, 8) images and 10 classes" in str(caught.value)
+    poison = undisturbed.out / "poison.safetensors"
+    with pytest.raises(ForeshotError, match="expected a whole safetensors|expected metadata"):
+        go(tmp_path / "home", tmp_path / "out2", teacher=poison)
+
+
+def test_poison_of_another_experiment_is_refused(undisturbed: Done, tmp_path: Path) -> None:
+    poison = undisturbed.out / "poison.safetensors"
+    home = undisturbed.home
+    for number, (setting, sentence) in enumerate(
+        [
+            ("target=4", "expected poison for target 4, found 3"),
+            ("trigger.size=3", "expected poison for trigger "),
+        ]
+    ):
+        with pytest.raises(ForeshotError, match=sentence):
+            go(home, tmp_path / str(number), setting, until="poison", poison=poison)
+    with pytest.raises(ForeshotError, match="expected poison that foreshot wrote"):
+        go(home, tmp_path / "a", poison=undisturbed.out / "teacher.safetensors")
+    with pytest.raises(ForeshotError, match="expected a safetensors file, found nothing"):
+        go(home, tmp_path / "b", poison=tmp_path / "missing")
+
+
+def test_poison_of_another_dataset_is_refused(undisturbed: Done, tmp_path: Path) -> None:
+    from foreshot.compute import CPU
+    from foreshot.progress import silent
+    from foreshot.stages import Stages
+    from foreshot.store import Store
+
+    stages = Stages(config(*SMALL_SIGNS), Store(tmp_path), CPU, tmp_path, silent)
+    with pytest.raises(ForeshotError, match="expected poison for this transfer set"):
+        stages.adopt_poison(undisturbed.out / "poison.safetensors")
+
+
+def test_files_are_evaluated_by_the_config(
+    undisturbed: Done, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FORESHOT_HOME", str(tmp_path))
+    files = [undisturbed.out / "teacher.safetensors", undisturbed.out / "student.safetensors"]
+    found = evaluate_files(config(), files, device="cpu")
+    assert list(found) == [str(file) for file in files]
+    for rates, name in zip(found.values(), ("teacher", "student"), strict=True):
+        assert rates["asr"] == undisturbed.metrics[name]["asr"]
+        assert rates["clean_accuracy"] == undisturbed.metrics[name]["clean_accuracy"]
