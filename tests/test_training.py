@@ -164,6 +164,26 @@ def test_every_image_is_seen_once_an_epoch_with_its_own_target() -> None:
     assert len(seen) == 48  # BatchNorm has no variance of one image
 
 
+def test_each_epoch_sees_views_of_its_own() -> None:
+    seen: list[Tensor] = []
+
+    class Notes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            seen.append(x)
+            return {"loss": self.weight * 1.0}
+
+    ramp = torch.arange(256).to(torch.uint8).reshape(1, 1, 16, 16).expand(8, 1, 16, 16)
+    schedule = Training(epochs=2, batch=8, augment="crop")
+    fit(Notes(), Samples(ramp), schedule, CPU, seed=0, stage="x")
+    # The images are alike, so that only their views can tell the epochs apart.
+    assert not torch.equal(seen[0], seen[1])
+    assert len(seen[0].flatten(1).unique(dim=0)) > 3
+
+
 def test_a_loss_that_is_not_finite_is_a_sentence(tiny: Tiny, tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.safetensors"
     with pytest.raises(ForeshotError, match=r"^student: the loss became .* in epoch 2; lower the"):

@@ -24,7 +24,8 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     p, z2 = hits / total, Z95**2
     centre = (p + z2 / (2 * total)) / (1 + z2 / total)
     half = Z95 / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact at the ends, where rounding would leave a bound on the wrong side of the rate.
+    return (centre - half if hits else 0.0), (centre + half if hits < total else 1.0)
 
 
 def rate(hits: Tensor) -> dict[str, float | int | None]:
