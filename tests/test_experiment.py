@@ -208,6 +208,7 @@ def test_another_distillation_reuses_teacher_and_poison(undisturbed: Done, tmp_p
     ("setting", "expected"),
     [
         ("attack.steps=2", ["poison"]),
+        ("target=4", ["poison"]),
         ("trigger.size=3", ["poison"]),
         ("teacher.training.lr=0.1", ["teacher", "poison"]),
     ],

@@ -1,6 +1,7 @@
 """The evaluator counts what it says that it counts."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from foreshot.data import ImageSet
 from foreshot.errors import ForeshotError
 from foreshot.inference import logits
 from foreshot.metrics import evaluate, psnr, rate, ssim, stealth, wilson
+from foreshot.models.checkpoint import state_digest
 from foreshot.poison import Poison
 from foreshot.triggers import Patch
 from foreshot.triggers.base import stamp_uint8
@@ -132,7 +134,17 @@ def test_what_cannot_be_evaluated_is_refused(tiny: Tiny) -> None:
             evaluate(tiny.teacher, tiny.test, WHITE, target)
 
 
-def test_logits_do_not_depend_on_the_batch_and_leave_dropout_alone(tiny: Tiny) -> None:
+def test_logits_are_those_of_eval_mode(tiny: Tiny) -> None:
+    model = deepcopy(tiny.teacher).train()
+    before = state_digest(model)
+    assert torch.equal(
+        logits(model, tiny.test.images, CPU), logits(tiny.teacher, tiny.test.images, CPU)
+    )
+    assert state_digest(model) == before
+    assert all(module.training for module in model.modules())
+
+
+def test_logits_do_not_depend_on_the_batch(tiny: Tiny) -> None:
     whole = logits(tiny.teacher, tiny.test.images, CPU)
     parts = logits(tiny.teacher, tiny.test.images, CPU, batch=7)
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)

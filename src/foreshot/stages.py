@@ -175,7 +175,7 @@ class Stages:
             attack.craft(view).save(folder / "poison.safetensors", about)
 
         inputs = self._inputs(
-            ("attacks", "triggers", "inference.py", "seeding.py", "poison.py"),
+            ("attacks", "triggers", "models", "inference.py", "seeding.py", "poison.py"),
             data=self.digests["train"],
             teacher=guide.artefact.digest,
             trigger=config.trigger.model_dump(mode="json"),
