@@ -1,6 +1,5 @@
 """The command line: parse, call, print."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -200,9 +199,6 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Entry point: a user's error is one sentence and exit code 2; Ctrl-C is 130."""
-    # OpenMP threads that spin while they wait slow each other ten-fold when the cores are shared.
-    # A short spin costs nothing on an idle machine. It has to be said before torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         # No command returns anything: what comes back is typer's exit code, 130 for Ctrl-C.
         code = app(standalone_mode=False)
