@@ -131,7 +131,9 @@ def check_rate(rate: dict[str, Any], total: int) -> None:
 
 def test_metrics_have_the_schema(undisturbed: Done) -> None:
     metrics = json.loads(json.dumps(undisturbed.metrics, allow_nan=False))
-    assert set(metrics) == {"schema", "teacher", "student", "controls", "poison", "seconds"}
+    parts = {"schema", "split", "teacher", "student", "controls", "poison", "seconds"}
+    assert set(metrics) == parts
+    assert metrics["split"] == "test"
     assert metrics["schema"] == 1
     assert set(metrics["controls"]) == {"clean", "trigger_only"}
     models = {"teacher": metrics["teacher"], "student": metrics["student"], **metrics["controls"]}
@@ -186,6 +188,32 @@ def test_a_second_run_computes_nothing(undisturbed: Done, tmp_path: Path) -> Non
     assert elsewhere.started() == []
     assert elsewhere.metrics == undisturbed.metrics
     assert weights(elsewhere.out) == before
+
+
+def test_settings_are_chosen_without_the_test_split(tmp_path: Path) -> None:
+    """A validation split is cut out of the training set: the test images are not touched."""
+    done = go(tmp_path / "home", tmp_path / "out", "validation=0.25", "controls=[]")
+    full = config().data.load(tmp_path)
+    train, held = full.validation(0.25, seed=0)
+    assert len(held) == round(len(full.train) / 4)
+    together = sorted(image.numpy().tobytes() for part in (train, held) for image in part.images)
+    assert together == sorted(image.numpy().tobytes() for image in full.train.images)
+    assert done.metrics["split"] == "validation"
+    assert done.metrics["student"]["clean_accuracy"]["total"] == len(held)
+    student = load_run(done.out).student
+    assert student is not None
+    found = evaluate(student, held, config().trigger, config().target)
+    assert found["asr"] == done.metrics["student"]["asr"]
+    _, about = Poison.load(done.out / "poison.safetensors", train)
+    assert about["transfer_digest"] == train.digest
+    other = full.validation(0.25, seed=1).test
+    assert not torch.equal(held.images, other.images)
+
+
+@pytest.mark.parametrize("share", [1e-5, 0.9999])
+def test_a_validation_split_leaves_images_on_both_sides(share: float, tmp_path: Path) -> None:
+    with pytest.raises(ForeshotError, match="validation: expected a share"):
+        config().data.load(tmp_path).validation(share, seed=0)
 
 
 def test_another_distillation_reuses_teacher_and_poison(undisturbed: Done, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def evaluate(
     settings: Settings = None,
     device: DeviceName = "auto",
 ) -> None:
-    """Evaluate models with an experiment's test set, trigger and target.
+    """Evaluate models with an experiment's test split, trigger and target.
 
     Given a run folder, its own models are evaluated anew, from their files.
 
@@ -162,7 +162,7 @@ def evaluate(
         raise ForeshotError("evaluate: expected a run folder or --model FILE, found neither")
     with _listener() as listener:
         rates = evaluate_files(config, files, device=device, listener=listener)
-    print_rates(rates)
+    print_rates(rates, config.split)
 
 
 @app.command("list")

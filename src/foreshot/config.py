@@ -64,6 +64,8 @@ class Config(Frozen):
         seed: every random choice follows from it.
         precision: of training and crafting: auto, float32 or bfloat16.
         data: the dataset; its training split is also the transfer set.
+        validation: share of the training split that is held out and evaluated on in place of the
+            test split: choose settings with it, and measure with 0, the default.
         teacher: the clean teacher.
         trigger: the attacker's trigger.
         target: the class that the trigger shall mean.
@@ -78,6 +80,7 @@ class Config(Frozen):
     seed: int = Field(default=0, ge=0, lt=2**63)
     precision: Precision = "auto"
     data: AnyDataset = Signs()
+    validation: float = Field(default=0.0, ge=0, lt=1)
     teacher: Network = Network()
     trigger: AnyTrigger = Dot()
     target: int = Field(default=0, ge=0)
@@ -86,6 +89,11 @@ class Config(Frozen):
     student: Network = Network()
     distillation: Distillation = Distillation()
     controls: tuple[Control, ...] = ("clean", "trigger_only")
+
+    @property
+    def split(self) -> str:
+        """What models are evaluated on."""
+        return "validation" if self.validation else "test"
 
 
 def presets() -> dict[str, Path]:

@@ -75,9 +75,10 @@ def run(
         controls[name] = stages.student(taught, other, f"control: {name}")
         folder.add(f"controls/{name}.safetensors", controls[name].path)
 
-    measured, seconds = stages.evaluation(taught, crafted, {"student": student, **controls})
+    measured, last = stages.evaluation(taught, crafted, {"student": student, **controls})
     digests = {"sha256_before": before, "sha256_after": state_digest(taught.model)}
-    metrics = _metrics(measured, digests, _seconds(taught, crafted, student, controls, seconds))
+    seconds = _seconds(taught, crafted, student, controls, last)
+    metrics = {"schema": 1, "split": config.split} | _metrics(measured, digests, seconds)
     return folder.finish(stages.digests, engine, metrics)
 
 
@@ -98,13 +99,12 @@ def evaluate_files(
 def _metrics(
     measured: dict[str, Any], digests: dict[str, str], seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """`metrics.json`, of what the evaluation measured."""
+    """The body of `metrics.json`, of what the evaluation measured."""
     poison, teacher = measured.pop("poison"), measured.pop("teacher")
     clean = measured["clean"]["asr"]["value"] if "clean" in measured else None
     for model in measured.values():
         model["asr_net"] = None if clean is None else model["asr"]["value"] - clean
     return {
-        "schema": 1,
         "teacher": teacher | digests,
         "student": measured.pop("student"),
         "controls": measured,

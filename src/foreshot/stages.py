@@ -84,7 +84,7 @@ class Stages:
 
     @cached_property
     def data(self) -> Splits:
-        """The transfer set and the test set; checked against the target class."""
+        """The transfer set and what is evaluated on; checked against the target class."""
         dataset = self.config.data
         if not dataset.generated:
             splits = dataset.load(self.cache)
@@ -104,6 +104,8 @@ class Stages:
                 f"target: expected 0 to {len(splits.train.classes) - 1} "
                 f"({len(splits.train.classes)} classes), found {self.config.target}"
             )
+        if self.config.validation:
+            splits = splits.validation(self.config.validation, self.config.seed)
         return splits
 
     @cached_property

@@ -23,7 +23,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     console.print(Text(verdict, "bold"))
     rows = {"teacher": metrics["teacher"], "student (poisoned)": student}
     rows |= {f"control: {name}": rates for name, rates in metrics["controls"].items()}
-    print_rates(rows)
+    print_rates(rows, metrics["split"])
     share = f"{poison['count']:,} of the transfer set's images ({poison['rate']:.2%})"
     if poison["count"]:
         said = poison["teacher_target_rate"]["value"]
@@ -41,9 +41,9 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     console.print(Text(f"Seconds when computed: {seconds}."))
 
 
-def print_rates(rows: dict[str, dict[str, Any]]) -> None:
+def print_rates(rows: dict[str, dict[str, Any]], split: str) -> None:
     """Prints clean accuracy and attack success rate of several models, with 95 % intervals."""
-    table = Table(title="Rates in %, with Wilson 95 % intervals")
+    table = Table(title=f"Rates in % on the {split} split, with Wilson 95 % intervals")
     columns = ("clean accuracy", "ASR", "net ASR", "robust accuracy")
     table.add_column("model")
     for column in columns:

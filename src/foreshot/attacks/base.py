@@ -26,7 +26,7 @@ from foreshot.seeding import generator
 from foreshot.triggers.base import stamp_uint8, to_uint8
 from foreshot.views import AttackerView
 
-CHUNK = 256
+CHUNK = 64
 """Images that are crafted together. Fixed and padded, so that no result depends on the split."""
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from foreshot.errors import ForeshotError
 from foreshot.family import Member
 from foreshot.files import tensor_bytes
+from foreshot.seeding import generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,29 @@ class Splits(NamedTuple):
 
     train: ImageSet
     test: ImageSet
+
+    def validation(self, share: float, seed: int) -> Self:
+        """The training set split in two, so that settings are chosen without the test set.
+
+        Args:
+            share: of the training set that is held out, in (0, 1).
+            seed: of the draw.
+
+        Returns:
+            What is left to train on, and the held-out images in place of the test set.
+
+        Raises:
+            ForeshotError: one of the two would be empty.
+        """
+        count = round(share * len(self.train))
+        if not 0 < count < len(self.train):
+            raise ForeshotError(
+                f"validation: expected a share that leaves images on both sides of the split, "
+                f"found {share:g} of {len(self.train)} images"
+            )
+        order = torch.randperm(len(self.train), generator=generator(seed, "validation"))
+        held, left = order[:count], order[count:]
+        return type(self)(self.train.select(left.sort().values), self.train.select(held))
 
 
 class Dataset(Member):
