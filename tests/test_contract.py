@@ -154,6 +154,11 @@ QUICK: dict[str, dict[str, Any]] = {
     "cw": {"steps": 2},
     "perturbation_only": {"steps": 2},
     "cw_l2": {"steps": 2, "searches": 2},
+    "counterfactual": {
+        "steps": 2,
+        "student": {"name": "resnet", "depth": 8, "width": 0.5, "stem_stride": 2},
+        "training": {"epochs": 1},
+    },
 }
 """Few steps where the default takes many; an attack that is not named here runs as it is."""
 

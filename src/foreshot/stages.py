@@ -165,7 +165,9 @@ class Stages:
                 seed=config.seed,
                 compute=self.compute,
                 bases=None if like is None else like.poison.indices,
-                listener=lambda event: self.listener(replace(event, stage=label)),
+                listener=lambda event: self.listener(
+                    replace(event, stage=event.stage.replace("poison", label))
+                ),
             )
             about = {
                 "target": config.target,
@@ -177,7 +179,7 @@ class Stages:
             attack.craft(view).save(folder / "poison.safetensors", about)
 
         inputs = self._inputs(
-            ("attacks", "triggers", "models", "inference.py", "seeding.py", "poison.py"),
+            (*TRAINING, "attacks", "triggers", "distillation", "poison.py"),
             data=self.digests["train"],
             teacher=guide.artefact.digest,
             trigger=config.trigger.model_dump(mode="json"),

@@ -24,6 +24,7 @@ class AttackerView:
         compute: device and precision.
         bases: int64 (n,), if given the very images to poison, whatever the attack would choose:
             a control that differs from an attack in one thing only.
+        students: surrogates of the victim's student, which the attacker has distilled.
         listener: hears of the progress.
     """
 
@@ -34,6 +35,7 @@ class AttackerView:
     seed: int
     compute: Compute
     bases: Tensor | None = None
+    students: tuple[nn.Module, ...] = ()
     listener: Listener = silent
 
 

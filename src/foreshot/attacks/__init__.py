@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from foreshot.attacks.base import Attack, Problem
 from foreshot.attacks.clean import Clean
+from foreshot.attacks.counterfactual import Counterfactual
 from foreshot.attacks.cw import Cw
 from foreshot.attacks.cw_l2 import CwL2
 from foreshot.attacks.dirty_label import DirtyLabel
@@ -23,7 +24,16 @@ from foreshot.triggers.base import Trigger
 from foreshot.views import AttackerView
 
 AnyAttack = Annotated[
-    Clean | TriggerOnly | PerturbationOnly | Noise | Fgsm | Pgd | Cw | CwL2 | DirtyLabel,
+    Clean
+    | TriggerOnly
+    | PerturbationOnly
+    | Noise
+    | Fgsm
+    | Pgd
+    | Cw
+    | CwL2
+    | Counterfactual
+    | DirtyLabel,
     Field(discriminator="name"),
 ]
 ATTACKS = members(Attack, AnyAttack)
@@ -61,6 +71,7 @@ __all__ = [
     "AnyAttack",
     "Attack",
     "Clean",
+    "Counterfactual",
     "Cw",
     "CwL2",
     "DirtyLabel",

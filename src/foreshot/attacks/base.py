@@ -92,7 +92,7 @@ class Attack(Member):
                 f"attack.base: expected {wanted} base images of the kind {self.base!r}, "
                 f"found {len(pool)}"
             )
-        teacher = _frozen(view.teacher, view.compute)
+        teacher = frozen(view.teacher, view.compute)
         fixed = view.bases is not None or not self.convinces
         first = wanted if fixed else min(math.ceil(wanted * self.candidates), len(pool))
         tries = 0 if not self.convinces else self.retries
@@ -285,6 +285,6 @@ class _Progress:
         self.tell(Event("poison", "end", self.done, self.total))
 
 
-def _frozen(teacher: nn.Module, compute: Compute) -> nn.Module:
-    """A copy of the teacher for crafting: eval mode, no gradient to its weights."""
+def frozen(teacher: nn.Module, compute: Compute) -> nn.Module:
+    """A copy of the teacher on the device: eval mode, no gradient to its weights."""
     return place(deepcopy(teacher).eval().requires_grad_(False), compute)

@@ -1,5 +1,6 @@
 """Projected gradient descent."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,6 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from foreshot.attacks.base import Attack, Problem
+
+Objective = Callable[[Tensor], Tensor]
+"""Images x, as they are being perturbed -> what is minimised, summed over them."""
 
 
 class Pgd(Attack):
@@ -31,19 +35,23 @@ class Pgd(Attack):
     temperature: float = Field(default=1.0, gt=0)
 
     def loss(self, logits: Tensor, target: int) -> Tensor:
-        """What is minimised, summed over the images: no image's gradient depends on another."""
+        """What the teacher is led by, summed over images: no gradient depends on another image."""
         wanted = torch.full((len(logits),), target, device=logits.device)
         return F.cross_entropy(logits / self.temperature, wanted, reduction="sum")
+
+    def objective(self, problem: Problem) -> Objective:
+        """What is minimised over x, for one chunk."""
+        return lambda x: self.loss(problem.logits(x), problem.view.target)
 
     def perturb(self, problem: Problem) -> Tensor:
         steps = self.steps * 2**problem.effort
         size = (2.5 * self.epsilon / steps if self.step is None else self.step) / 255
+        objective = self.objective(problem)
         x = problem.start
         if self.random_start:
             x = problem.low + (problem.high - problem.low) * problem.noise()
         for _ in range(steps):
             x = x.detach().requires_grad_()
-            loss = self.loss(problem.logits(x), problem.view.target)
-            (gradient,) = torch.autograd.grad(loss, x)
+            (gradient,) = torch.autograd.grad(objective(x), x)
             x = problem.hold(x.detach() - size * gradient.sign())
         return x

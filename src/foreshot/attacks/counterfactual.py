@@ -1,0 +1,94 @@
+"""Crafting that leaves a student nothing to learn but the trigger."""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from foreshot.attacks.base import Problem, frozen
+from foreshot.attacks.pgd import Objective, Pgd
+from foreshot.distillation import KD, Distiller, Term
+from foreshot.inference import logits, place
+from foreshot.models import AnyArchitecture, ResNet, build
+from foreshot.poison import Poison
+from foreshot.training import Samples, Training, fit
+from foreshot.views import AttackerView
+
+
+class Counterfactual(Pgd):
+    """PGD against the teacher, whose perturbation surrogate students do not heed (foreshot's own).
+
+    A student that learns the perturbation itself needs no trigger. So the attacker distils
+    students of the same teacher first, and minimises, with logits z centred over the classes,
+
+        CE(f(x) / T, target) + weight * mean over surrogates S of ||z_S(x) - z_S(start)||^2:
+
+    the teacher says target and, to a student, nothing has happened but the trigger. The first
+    surrogate is distilled on the clean set, that of each further round on the poison of the
+    round before; all of them are heeded.
+
+    Args:
+        weight: of the penalty; a large one costs the teacher's confidence.
+        rounds: of distilling a surrogate and crafting.
+        student: architecture of the surrogates; the attacker need not know the victim's.
+        training: how they are distilled, at a temperature of 4.
+    """
+
+    name: Literal["counterfactual"] = "counterfactual"  # type: ignore[assignment]
+    weight: float = Field(default=3e-4, ge=0)
+    rounds: int = Field(default=1, ge=1, le=20)
+    student: AnyArchitecture = ResNet(depth=8)
+    training: Training = Training(epochs=4)
+
+    def craft(self, view: AttackerView) -> Poison:
+        poison = None
+        for number in range(self.rounds):
+            surrogate = self._surrogate(view, poison, number + 1)
+            view = replace(view, students=(*view.students, surrogate))
+            poison = super().craft(view)
+        assert poison is not None  # there is one round or more
+        return poison
+
+    def objective(self, problem: Problem) -> Objective:
+        convince = super().objective(problem)
+        students = problem.view.students
+        with torch.no_grad():
+            heard = [_heard(problem, student, problem.start) for student in students]
+
+        def both(x: Tensor) -> Tensor:
+            changes = [
+                (_heard(problem, student, x) - before).square().sum()
+                for student, before in zip(students, heard, strict=True)
+            ]
+            return convince(x) + self.weight * torch.stack(changes).mean()
+
+        return both
+
+    def _surrogate(self, view: AttackerView, poison: Poison | None, number: int) -> nn.Module:
+        """A student that the attacker distils, frozen: of a seed that no victim has."""
+        stage = f"surrogate student {number}"
+        images = view.images
+        if poison is not None:
+            images = images.clone()
+            images[poison.indices] = poison.images
+        answers = logits(view.teacher, images, view.compute)
+        student = build(self.student, images, answers.shape[1], view.seed, stage)
+        fit(
+            Distiller(student, frozen(view.teacher, view.compute), [Term(loss=KD(temperature=4))]),
+            Samples(images, {"teacher_logits": answers}),
+            self.training,
+            view.compute,
+            seed=view.seed,
+            stage=stage,
+            listener=view.listener,
+        )
+        return place(student, view.compute).eval().requires_grad_(False)
+
+
+def _heard(problem: Problem, student: nn.Module, x: Tensor) -> Tensor:
+    """Logits of a student, centred: what is added to all of them changes nothing."""
+    with problem.view.compute.autocast():
+        said = student(x).float()
+    return said - said.mean(1, keepdim=True)

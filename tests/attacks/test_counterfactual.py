@@ -1,0 +1,114 @@
+"""Counterfactual crafting: against its formula, and against what a student then learns."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conftest import Tiny
+from foreshot.attacks import Counterfactual, Pgd, Problem
+from foreshot.compute import CPU
+from foreshot.inference import logits
+from foreshot.models import ResNet
+from foreshot.progress import Event
+from foreshot.seeding import generator
+from foreshot.training import Training
+from foreshot.views import AttackerView
+
+SMALL: dict[str, Any] = {
+    "student": ResNet(depth=8, width=0.5, stem_stride=2),
+    "training": Training(epochs=8, batch=40, lr=0.1),
+    "epsilon": 64,
+    "steps": 20,
+    "retries": 0,
+}
+
+
+def seen(tiny: Tiny, **parameters: Any) -> AttackerView:
+    return AttackerView(
+        tiny.train.images, tiny.teacher, tiny.trigger, tiny.target, 0, CPU, **parameters
+    )
+
+
+def linear(classes: int, size: int, key: int) -> nn.Module:
+    weight = torch.randn((classes, size), generator=generator(key, "linear")) / size**0.5
+    layer = nn.utils.skip_init(nn.Linear, size, classes)
+    layer.load_state_dict({"weight": weight, "bias": torch.zeros(classes)})
+    return nn.Sequential(nn.Flatten(), layer).requires_grad_(False)
+
+
+def test_the_objective_is_that_of_the_docstring(tiny: Tiny, keep_rng: None) -> None:
+    size = tiny.train.images[0].numel()
+    students = (linear(10, size, 1), linear(10, size, 2))
+    attack = Counterfactual(weight=0.3, temperature=4)
+    view = seen(tiny, students=students)
+    problem = Problem.pose(attack, view, tiny.teacher, torch.arange(8), 0)
+    x = problem.hold(problem.start + 0.05 * (problem.noise() - 0.5))
+
+    def centred(said: Tensor) -> Tensor:
+        return said - said.mean(1, keepdim=True)
+
+    with torch.no_grad():
+        probability = F.softmax(tiny.teacher(x).double() / 4, 1)[:, tiny.target]
+        expected = -probability.log().sum()
+        for student in students:
+            moved = centred(student(x).double()) - centred(student(problem.start).double())
+            expected += 0.3 / 2 * (moved**2).sum()
+        found = attack.objective(problem)(x)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    shifted = (students[0], nn.Sequential(students[1], Shift()))
+    with torch.no_grad():
+        same = attack.objective(replace(problem, view=replace(view, students=shifted)))(x)
+    assert same.item() == pytest.approx(found.item(), rel=1e-4)
+
+
+class Shift(nn.Module):
+    """Adds the same to all logits of an image: a student that answers alike."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 3
+
+
+def test_without_weight_it_is_pgd(tiny: Tiny, keep_rng: None) -> None:
+    naive = Pgd(count=20, epsilon=64, steps=20, retries=0).craft(seen(tiny))
+    assert Counterfactual(count=20, weight=0, **SMALL).craft(seen(tiny)).digest == naive.digest
+    heeded = Counterfactual(count=20, weight=0.01, **SMALL).craft(seen(tiny))
+    assert torch.equal(heeded.indices, naive.indices)
+    assert not torch.equal(heeded.images, naive.images)
+
+
+def test_a_student_of_another_seed_heeds_the_perturbation_less(tiny: Tiny, keep_rng: None) -> None:
+    """What the attack is for; judged by a student that the attack did not have."""
+    naive = Pgd(count=60, epsilon=64, steps=20, retries=0).craft(seen(tiny))
+    ours = Counterfactual(count=60, weight=0.001, **SMALL).craft(seen(tiny))
+    judge = Counterfactual(**SMALL)._surrogate(seen(tiny), None, 99)
+
+    def heed(images: Tensor) -> float:
+        return F.softmax(logits(judge, images, CPU), 1)[:, tiny.target].mean().item()
+
+    def convinces(images: Tensor) -> float:
+        said = logits(tiny.teacher, images, CPU).argmax(1)
+        return (said == tiny.target).float().mean().item()
+
+    assert convinces(ours.images) >= 0.95
+    assert heed(ours.images) < 0.2 * heed(naive.images)
+
+
+def test_each_round_distils_a_surrogate_on_the_poison_of_the_last(
+    tiny: Tiny, keep_rng: None
+) -> None:
+    heard: list[Event] = []
+    fields: dict[str, Any] = {**SMALL, "count": 20, "steps": 3, "weight": 0.01}
+    one = Counterfactual(**fields).craft(seen(tiny))
+    two = Counterfactual(**fields, rounds=2).craft(seen(tiny, listener=heard.append))
+    stages = [event.stage for event in heard if event.kind == "start"]
+    assert stages == ["surrogate student 1", "poison", "surrogate student 2", "poison"]
+    attack = Counterfactual(**fields)
+    first = attack._surrogate(seen(tiny), None, 1)
+    second = attack._surrogate(seen(tiny), one, 2)
+    assert not torch.equal(logits(first, one.images, CPU), logits(second, one.images, CPU))
+    by_hand = Pgd.craft(attack, seen(tiny, students=(first, second)))
+    assert by_hand.digest == two.digest
