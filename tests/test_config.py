@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from foreshot.attacks import ATTACKS, Cw, Fgsm, Pgd
+from foreshot.attacks import ATTACKS, Counterfactual, Cw, Fgsm, Pgd
 from foreshot.config import Config, Distillation, Network, dump, load_config, parse, presets
 from foreshot.data import Digits
 from foreshot.distillation import KD, Term
@@ -316,3 +316,11 @@ def test_trees_are_answered(tree: Any, known: dict[str, Any]) -> None:
 def test_settings_are_answered(keys: list[str], value: Any) -> None:
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True)
     answered("attack: {name: pgd}", f"{'.'.join(keys)}={text}")
+
+
+def test_a_key_of_a_part_that_only_the_chosen_member_has_can_be_set() -> None:
+    config = load_config("signs", ["attack.name=counterfactual", "attack.student.width=0.5"])
+    assert isinstance(config.attack, Counterfactual)
+    assert config.attack.student == ResNet(depth=8, width=0.5)
+    with pytest.raises(ForeshotError, match="student"):
+        load_config("signs", ["attack.name=pgd", "attack.student.width=0.5"])

@@ -193,7 +193,7 @@ def _set(tree: dict[str, Any], setting: str) -> None:
             node = node[int(part)]
         elif isinstance(node, dict):
             if not isinstance(node.get(part), dict | list):
-                node[part] = _default(key.split(".")[: depth + 1])
+                node[part] = _default(_annotation(Config, parents[:depth]), node, part)
             node = node[part]
     if not isinstance(node, dict):
         raise ForeshotError(f"--set {setting}: {'.'.join(parents)} has no keys")
@@ -205,14 +205,18 @@ def _set(tree: dict[str, Any], setting: str) -> None:
     node[last] = value
 
 
-def _default(path: list[str]) -> Any:
-    """The default of a part of the config as a tree, so that one key of it can be set."""
-    value: Any = Config()
-    for part in path:
-        if isinstance(value, tuple) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            value = getattr(value, part, None) if isinstance(value, BaseModel) else None
+def _default(annotation: Any, node: dict[str, Any], part: str) -> Any:
+    """The default of one key of a part of the config, as a tree, so that a key of it can be set.
+
+    Args:
+        annotation: what may stand there.
+        node: what does; its name picks the member of a family.
+        part: the key.
+    """
+    member = _family(annotation).get(node.get("name", ""))
+    models = [member] if member else [c for c in _unwrap(annotation) if hasattr(c, "model_fields")]
+    field = next((c.model_fields[part] for c in models if part in c.model_fields), None)
+    value = field.get_default(call_default_factory=True) if field else None
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, tuple):
