@@ -113,6 +113,36 @@ def test_pgd_without_a_random_start_is_the_naive_loop(when: Any, temperature: fl
     assert torch.equal(found, naive)
 
 
+@pytest.mark.parametrize("when", ["before", "inside", "after"])
+def test_pgd_along_the_gradient_is_the_naive_loop(when: Any) -> None:
+    """Steps of epsilon in root mean square over the image, that shrink linearly to zero."""
+    fields: dict[str, Any] = {"epsilon": 4, "trigger": when, "retries": 0, "random_start": False}
+    found = crafted(Pgd(steps=5, direction="gradient", **fields), some(), linear()).images
+    model = linear(dtype=torch.float64)
+    for image, ours in zip(some(), found, strict=True):
+        home = image[None] if when == "after" else stamp_uint8(PATCH, image[None])
+        centre = home.double()
+        x = centre.clone()
+        for length in (4, 3.2, 2.4, 1.6, 0.8):
+            x.requires_grad_()
+            (gradient,) = torch.autograd.grad(cross_entropy(model(x / 255)), x)
+            x = x.detach() - length * gradient / gradient.pow(2).mean() ** 0.5
+            x = torch.clamp(x, centre - 4, centre + 4).clamp(0, 255)
+            if when == "inside":
+                x[..., -2:, -2:] = centre[..., -2:, -2:]
+        if when == "after":
+            x[..., -2:, -2:] = stamp_uint8(PATCH, image[None])[..., -2:, -2:].double()
+        # float32 there and float64 here may round a level that lies halfway to either side
+        assert (ours.double() - x[0]).abs().max() <= 0.501
+    assert not torch.equal(found, crafted(Pgd(steps=5, **fields), some(), linear()).images)
+
+
+def test_a_gradient_of_zero_moves_nothing() -> None:
+    flat = Rule(lambda x: 0 * x.flatten(1)[:, :4])
+    attack = Pgd(steps=2, direction="gradient", retries=0, random_start=False)
+    assert torch.equal(crafted(attack, some(), flat).images, stamp_uint8(PATCH, some()))
+
+
 def test_the_default_step_is_two_and_a_half_epsilon_over_steps() -> None:
     fields: dict[str, Any] = {"epsilon": 8, "retries": 0, "steps": 7, "random_start": False}
     default = crafted(Pgd(**fields), some(), linear()).images

@@ -24,7 +24,14 @@ SMALL: dict[str, Any] = {
     "epsilon": 64,
     "steps": 20,
     "retries": 0,
+    "direction": "sign",
+    "random_start": True,
 }
+
+LIKE: dict[str, Any] = {
+    key: SMALL[key] for key in ("epsilon", "steps", "retries", "direction", "random_start")
+}
+"""Naive PGD that takes the same steps."""
 
 
 def seen(tiny: Tiny, **parameters: Any) -> AttackerView:
@@ -73,7 +80,7 @@ class Shift(nn.Module):
 
 
 def test_without_weight_it_is_pgd(tiny: Tiny, keep_rng: None) -> None:
-    naive = Pgd(count=20, epsilon=64, steps=20, retries=0).craft(seen(tiny))
+    naive = Pgd(count=20, **LIKE).craft(seen(tiny))
     assert Counterfactual(count=20, weight=0, **SMALL).craft(seen(tiny)).digest == naive.digest
     heeded = Counterfactual(count=20, weight=0.01, **SMALL).craft(seen(tiny))
     assert torch.equal(heeded.indices, naive.indices)
@@ -82,7 +89,7 @@ def test_without_weight_it_is_pgd(tiny: Tiny, keep_rng: None) -> None:
 
 def test_a_student_of_another_seed_heeds_the_perturbation_less(tiny: Tiny, keep_rng: None) -> None:
     """What the attack is for; judged by a student that the attack did not have."""
-    naive = Pgd(count=60, epsilon=64, steps=20, retries=0).craft(seen(tiny))
+    naive = Pgd(count=60, **LIKE).craft(seen(tiny))
     ours = Counterfactual(count=60, weight=0.001, **SMALL).craft(seen(tiny))
     judge = Counterfactual(**SMALL)._surrogate(seen(tiny), None, 99)
 

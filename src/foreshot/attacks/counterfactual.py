@@ -37,7 +37,9 @@ class Counterfactual(Pgd):
     """
 
     name: Literal["counterfactual"] = "counterfactual"  # type: ignore[assignment]
-    weight: float = Field(default=3e-4, ge=0)
+    direction: Literal["sign", "gradient"] = "gradient"
+    random_start: bool = False
+    weight: float = Field(default=5e-4, ge=0)
     rounds: int = Field(default=1, ge=1, le=20)
     student: AnyArchitecture = ResNet(depth=8)
     training: Training = Training(epochs=4)
