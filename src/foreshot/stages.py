@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from foreshot.attacks import ATTACKS, Attack, Clean
 from foreshot.compute import Compute
@@ -81,6 +81,7 @@ class Stages:
         self.compute = compute
         self.cache = cache
         self.listener = listener
+        self._known_answers: dict[str, Tensor] = {}
 
     @cached_property
     def data(self) -> Splits:
@@ -165,6 +166,7 @@ class Stages:
                 seed=config.seed,
                 compute=self.compute,
                 bases=None if like is None else like.poison.indices,
+                teacher_logits=self._answers(guide) if attack.convinces else None,
                 listener=lambda event: self.listener(
                     replace(event, stage=event.stage.replace("poison", label))
                 ),
@@ -208,8 +210,9 @@ class Stages:
             model = build(network.model, transfer.images, classes, self.config.seed, "student")
             targets = {}
             if distillation.views == "cached" or network.training.augment == "none":
-                answers = logits(teacher.model, transfer.images, self.compute)
-                targets["teacher_logits"] = answers
+                clean, where = self._answers(teacher), poison.poison.indices
+                said = logits(teacher.model, poison.poison.images, self.compute)
+                targets["teacher_logits"] = clean.index_copy(0, where, said)
             if distillation.ce_weight:
                 if transfer.labels is None:
                     raise ForeshotError("distillation.ce_weight: expected 0, the set has no labels")
@@ -331,6 +334,15 @@ class Stages:
             listener=self.listener,
             checkpoint=folder / ".checkpoint.safetensors",
         )
+
+    def _answers(self, teacher: Trained) -> Tensor:
+        """What a teacher says of the plain transfer set; asked once, for attack and students."""
+        known = self._known_answers
+        if teacher.artefact.digest not in known:
+            known.clear()
+            said = logits(teacher.model, self.data.train.images, self.compute)
+            known[teacher.artefact.digest] = said
+        return known[teacher.artefact.digest]
 
     def _trained(self, artefact: Artefact) -> Trained:
         loaded = load_model(artefact.folder / "model.safetensors")

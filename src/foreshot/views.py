@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from foreshot.compute import Compute
 from foreshot.data.base import ImageSet
+from foreshot.inference import logits
 from foreshot.progress import Listener, silent
 from foreshot.triggers.base import Trigger
 
@@ -24,6 +25,7 @@ class AttackerView:
         compute: device and precision.
         bases: int64 (n,), if given the very images to poison, whatever the attack would choose:
             a control that differs from an attack in one thing only.
+        teacher_logits: what the teacher says of `images`, float (N, K), if that is known already.
         students: surrogates of the victim's student, which the attacker has distilled.
         listener: hears of the progress.
     """
@@ -35,8 +37,15 @@ class AttackerView:
     seed: int
     compute: Compute
     bases: Tensor | None = None
+    teacher_logits: Tensor | None = None
     students: tuple[nn.Module, ...] = ()
     listener: Listener = silent
+
+    def answers(self) -> Tensor:
+        """What the teacher says of the transfer set, float (N, K)."""
+        if self.teacher_logits is not None:
+            return self.teacher_logits
+        return logits(self.teacher, self.images, self.compute)
 
 
 @dataclass(frozen=True, eq=False)

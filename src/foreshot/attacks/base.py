@@ -130,7 +130,7 @@ class Attack(Member):
         order = torch.randperm(count, generator=generator(view.seed, "poison", "bases"))
         if self.base == "any":
             return order
-        said = logits(view.teacher, view.images, view.compute).argmax(1)[order]
+        said = view.answers().argmax(1)[order]
         return order[(said == view.target) == (self.base == "target")]
 
     def _attempt(

@@ -45,6 +45,7 @@ class Counterfactual(Pgd):
     training: Training = Training(epochs=4)
 
     def craft(self, view: AttackerView) -> Poison:
+        view = replace(view, teacher_logits=view.answers())
         poison = None
         for number in range(self.rounds):
             surrogate = self._surrogate(view, poison, number + 1)
@@ -71,11 +72,11 @@ class Counterfactual(Pgd):
     def _surrogate(self, view: AttackerView, poison: Poison | None, number: int) -> nn.Module:
         """A student that the attacker distils, frozen: of a seed that no victim has."""
         stage = f"surrogate student {number}"
-        images = view.images
+        images, answers = view.images, view.answers()
         if poison is not None:
-            images = images.clone()
-            images[poison.indices] = poison.images
-        answers = logits(view.teacher, images, view.compute)
+            said = logits(view.teacher, poison.images, view.compute)
+            images = images.index_copy(0, poison.indices, poison.images)
+            answers = answers.index_copy(0, poison.indices, said)
         student = build(self.student, images, answers.shape[1], view.seed, stage)
         fit(
             Distiller(student, frozen(view.teacher, view.compute), [Term(loss=KD(temperature=4))]),
