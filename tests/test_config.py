@@ -183,6 +183,10 @@ def test_a_config_is_frozen() -> None:
         ("seed: &a [*a]", "expected YAML: there are more than 10000 values, aliases counted"),
         (r'{"a\nb": 1}', r"'a\nb': no such key; expected one of seed, "),
         (r'{"\e[31m": 1}', r"'\x1b[31m': no such key; expected one of seed, "),
+        ("seed: 1\nseed: 2", "expected YAML: the key 'seed' stands there twice"),
+        ("student: {training: {lr: .inf}}", "student.training.lr: input should be a finite"),
+        ("trigger: {name: blend, opacity: .nan}", "trigger.opacity: input should be a finite"),
+        ("distillation: {ce_weight: .inf}", "distillation.ce_weight: input should be a finite"),
         ("a: 1\n---\nb: 2", "expected YAML: expected a single document"),
     ],
 )  # fmt: skip
@@ -319,8 +323,9 @@ def test_settings_are_answered(keys: list[str], value: Any) -> None:
 
 
 def test_a_key_of_a_part_that_only_the_chosen_member_has_can_be_set() -> None:
-    config = load_config("signs", ["attack.name=counterfactual", "attack.student.width=0.5"])
+    settings = ["attack.name=counterfactual", "attack.student.width=0.5"]
+    config = parse("attack: {name: pgd, steps: 3}", "mine.yaml", settings)
     assert isinstance(config.attack, Counterfactual)
     assert config.attack.student == ResNet(depth=8, width=0.5)
     with pytest.raises(ForeshotError, match="student"):
-        load_config("signs", ["attack.name=pgd", "attack.student.width=0.5"])
+        parse("", "mine.yaml", ["attack.name=pgd", "attack.student.width=0.5"])

@@ -2,20 +2,21 @@
 
 import difflib
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from foreshot.attacks import AnyAttack, Pgd
 from foreshot.compute import Precision
 from foreshot.data import AnyDataset, Signs
 from foreshot.distillation import KD, Term
 from foreshot.errors import ForeshotError
-from foreshot.family import Member
+from foreshot.family import Member, Part
 from foreshot.models import AnyArchitecture, ResNet
 from foreshot.training import Training
 from foreshot.triggers import AnyTrigger, Dot
@@ -23,13 +24,7 @@ from foreshot.triggers import AnyTrigger, Dot
 Control = Literal["clean", "trigger_only", "perturbation_only", "noise", "dirty_label"]
 
 
-class Frozen(BaseModel):
-    """A part of the config."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Network(Frozen):
+class Network(Part):
     """A network and how it is trained.
 
     Args:
@@ -41,7 +36,7 @@ class Network(Frozen):
     training: Training = Training()
 
 
-class Distillation(Frozen):
+class Distillation(Part):
     """How the student learns from the teacher.
 
     Args:
@@ -57,7 +52,7 @@ class Distillation(Frozen):
     views: Literal["cached", "requery"] = "requery"
 
 
-class Config(Frozen):
+class Config(Part):
     """One experiment: what is attacked, how, and what is distilled.
 
     Args:
@@ -148,6 +143,13 @@ class _Loader(yaml.SafeLoader):
     """A safe loader of small trees: aliases and merge keys can make billions of a few lines."""
 
     MOST = 10_000
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = [key for key, count in keys.items() if count > 1]
+        if twice:
+            raise yaml.YAMLError(f"the key {twice[0]!r} stands there twice")
+        return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)

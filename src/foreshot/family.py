@@ -6,14 +6,20 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict
 
 
-class Member(BaseModel):
+class Part(BaseModel):
+    """A part of a config: frozen, without unknown keys, and every number in it finite."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+
+class Member(Part):
     """A member of a family (a dataset, a model, a trigger, an attack, a loss).
 
     A subclass declares ``name: Literal["..."] = "..."``, the tag by which a config picks it; its
     fields are its parameters, validated when it is made and frozen from then on.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     @classmethod
     def summary(cls) -> str:

@@ -9,19 +9,20 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from foreshot.augment import Augmentation, augment
 from foreshot.compute import Compute
 from foreshot.errors import ForeshotError
+from foreshot.family import Part
 from foreshot.files import read_tensors, write_tensors
 from foreshot.inference import pixels, place
 from foreshot.progress import Event, Listener, silent
 from foreshot.seeding import generator
 
 
-class Training(BaseModel):
+class Training(Part):
     """How a network is trained: SGD with Nesterov momentum under a one-cycle learning rate.
 
     Args:
@@ -33,8 +34,6 @@ class Training(BaseModel):
         weight_decay: L2 penalty.
         augment: the views that the network sees: none, crop, crop_flip or strong.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: Annotated[int, Field(ge=1)] = 10
     batch: Annotated[int, Field(ge=2)] = 128

@@ -438,3 +438,9 @@ def test_what_does_not_convince_is_said_and_kept(tiny: Tiny) -> None:
 def test_what_cannot_be_crafted_is_refused(attack: Pgd, sentence: str, tiny: Tiny) -> None:
     with pytest.raises(ForeshotError, match="^" + sentence):
         on(tiny, attack)
+
+
+@pytest.mark.parametrize("target", [-1, 4, 99])
+def test_a_target_that_the_teacher_does_not_know_is_refused(target: int) -> None:
+    with pytest.raises(ForeshotError, match=f"target: expected 0 to 3, found {target}"):
+        craft(Pgd(), some(), linear(), PATCH, target)

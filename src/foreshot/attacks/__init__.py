@@ -17,7 +17,9 @@ from foreshot.attacks.perturbation_only import PerturbationOnly
 from foreshot.attacks.pgd import Pgd
 from foreshot.attacks.trigger_only import TriggerOnly
 from foreshot.compute import CPU, Compute
+from foreshot.errors import ForeshotError
 from foreshot.family import members
+from foreshot.inference import logits
 from foreshot.poison import Poison
 from foreshot.progress import Listener, silent
 from foreshot.triggers.base import Trigger
@@ -61,7 +63,13 @@ def craft(
         seed: every random choice follows from it.
         compute: device and precision.
         listener: hears of the progress.
+
+    Raises:
+        ForeshotError: the attack does not fit the images or the teacher.
     """
+    classes = logits(teacher, images[:1], compute).shape[1]
+    if not 0 <= target < classes:
+        raise ForeshotError(f"target: expected 0 to {classes - 1}, found {target}")
     view = AttackerView(images, teacher, trigger, target, seed, compute, listener=listener)
     return attack.craft(view)
 

@@ -4,18 +4,19 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from foreshot.distillation.losses import AnyLoss
 from foreshot.errors import ForeshotError
+from foreshot.family import Part
 
 CERTAIN = 200.0
 """Logit of a dictated class over zeros: a hard label at any temperature up to ten."""
 
 
-class Term(BaseModel):
+class Term(Part):
     """A weighted loss, on the logits or on pairs of layers.
 
     Args:
@@ -24,8 +25,6 @@ class Term(BaseModel):
         at: (student layer, teacher layer) pairs by module name; the loss is summed over them.
             Empty means the logits.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     loss: AnyLoss
     weight: float = Field(default=1.0, ge=0)
