@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from foreshot.compute import Compute
 from foreshot.data.base import ImageSet
 from foreshot.errors import ForeshotError
 from foreshot.files import read_tensors, tensor_bytes, write_tensors
+from foreshot.inference import logits
 
 MARK = "poisoned by foreshot"
 
@@ -47,6 +49,18 @@ class Poison:
         images = transfer.images.clone()
         images[self.indices] = self.images
         return ImageSet(images, transfer.labels, transfer.classes)
+
+    def answers(self, clean: Tensor, teacher: nn.Module, compute: Compute) -> Tensor:
+        """What a teacher says of the poisoned set, float (N, K), by what it says of the clean one.
+
+        Only the poison is asked about.
+
+        Args:
+            clean: the teacher's logits of the transfer set, float (N, K).
+            teacher: float (n, C, H, W) in [0, 1] -> logits (n, K).
+            compute: where to ask it.
+        """
+        return clean.index_copy(0, self.indices, logits(teacher, self.images, compute))
 
     def dictated(self, count: int) -> Tensor | None:
         """Int64 (count,): the label that the attacker dictates, -1 elsewhere; None for no label."""

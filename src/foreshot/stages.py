@@ -210,9 +210,9 @@ class Stages:
             model = build(network.model, transfer.images, classes, self.config.seed, "student")
             targets = {}
             if distillation.views == "cached" or network.training.augment == "none":
-                clean, where = self._answers(teacher), poison.poison.indices
-                said = logits(teacher.model, poison.poison.images, self.compute)
-                targets["teacher_logits"] = clean.index_copy(0, where, said)
+                clean = self._answers(teacher)
+                answers = poison.poison.answers(clean, teacher.model, self.compute)
+                targets["teacher_logits"] = answers
             if distillation.ce_weight:
                 if transfer.labels is None:
                     raise ForeshotError("distillation.ce_weight: expected 0, the set has no labels")

@@ -119,3 +119,21 @@ def test_each_round_distils_a_surrogate_on_the_poison_of_the_last(
     assert not torch.equal(logits(first, one.images, CPU), logits(second, one.images, CPU))
     by_hand = Pgd.craft(attack, seen(tiny, students=(first, second)))
     assert by_hand.digest == two.digest
+
+
+def test_of_augmented_views_the_teacher_is_asked_anew(tiny: Tiny, keep_rng: None) -> None:
+    """The answers to the plain images are none to their crops."""
+    fields: dict[str, Any] = {**SMALL, "training": Training(epochs=1, batch=40, augment="crop")}
+    attack = Counterfactual(**fields)
+    answers = logits(tiny.teacher, tiny.train.images, CPU)
+    right, wrong = (
+        logits(attack._surrogate(seen(tiny, teacher_logits=said), None, 1), tiny.test.images, CPU)
+        for said in (answers, -answers)
+    )
+    assert torch.equal(right, wrong)
+    plain = Counterfactual(**{**fields, "training": Training(epochs=1, batch=40)})
+    right, wrong = (
+        logits(plain._surrogate(seen(tiny, teacher_logits=said), None, 1), tiny.test.images, CPU)
+        for said in (answers, -answers)
+    )
+    assert not torch.equal(right, wrong)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from foreshot.attacks.base import Problem, frozen
 from foreshot.attacks.pgd import Objective, Pgd
 from foreshot.distillation import KD, Distiller, Term
-from foreshot.inference import logits, place
 from foreshot.models import AnyArchitecture, ResNet, build
 from foreshot.poison import Poison
 from foreshot.training import Samples, Training, fit
@@ -74,20 +73,21 @@ class Counterfactual(Pgd):
         stage = f"surrogate student {number}"
         images, answers = view.images, view.answers()
         if poison is not None:
-            said = logits(view.teacher, poison.images, view.compute)
             images = images.index_copy(0, poison.indices, poison.images)
-            answers = answers.index_copy(0, poison.indices, said)
+            answers = poison.answers(answers, view.teacher, view.compute)
+        # Of augmented views the teacher is asked anew.
+        known = {"teacher_logits": answers} if self.training.augment == "none" else {}
         student = build(self.student, images, answers.shape[1], view.seed, stage)
         fit(
             Distiller(student, frozen(view.teacher, view.compute), [Term(loss=KD(temperature=4))]),
-            Samples(images, {"teacher_logits": answers}),
+            Samples(images, known),
             self.training,
             view.compute,
             seed=view.seed,
             stage=stage,
             listener=view.listener,
         )
-        return place(student, view.compute).eval().requires_grad_(False)
+        return student.requires_grad_(False)
 
 
 def _heard(problem: Problem, student: nn.Module, x: Tensor) -> Tensor:
