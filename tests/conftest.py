@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foreshot.compute import CPU
 from foreshot.data import ImageSet
@@ -83,3 +85,23 @@ class Rule(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.logits(x)
+
+
+@pytest.fixture(scope="session")
+def torchdistill() -> ModuleType:
+    """torchdistill.losses.mid_level, which needs no working torchvision, only one that imports."""
+    # torchvision's wheel for CUDA has its operators in a library that a machine without CUDA
+    # cannot load, and then fails over the missing schemas.
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        with suppress(RuntimeError):  # a torchvision that works has defined it
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from torchdistill.losses import mid_level
+
+    return mid_level
+
+
+def signals(*shape: int, count: int = 2, seed: int = 0) -> list[Tensor]:
+    """Independent normal tensors, float64."""
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(count)]

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import Tiny
 from foreshot.attacks import ATTACKS, AnyAttack, Attack, Clean
 from foreshot.compute import CPU
 from foreshot.data import DATASETS, AnyDataset, Dataset
-from foreshot.distillation import LOSSES, AnyLoss
+from foreshot.distillation import LOSSES, AnyLoss, Loss, Signals
 from foreshot.family import Member
 from foreshot.models import ARCHITECTURES, AnyArchitecture, build
 from foreshot.models.checkpoint import state_digest
@@ -130,21 +132,82 @@ def test_a_trigger_stamps_within_range_and_rounds_to_levels(key: str, keep_rng: 
     assert torch.equal(stamped[1:2], stamp_uint8(trigger, images[1:2]))
 
 
-@pytest.mark.parametrize("key", LOSSES)
-def test_a_loss_is_finite_differentiable_and_least_where_both_agree(key: str) -> None:
-    loss = LOSSES[key].model_validate({})
+# Losses ------------------------------------------------------------------------------------------
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses whatever makes the host wait for the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero")
+        assert func.overloadpacket.__name__ not in waits, func
+        return func(*args, **(kwargs or {}))
+
+
+def compared(key: str, count: int = 6, dtype: torch.dtype = torch.float32) -> Signals:
+    """What a loss compares, as the Distiller gives it: two pairs of layers, or the logits."""
     random = torch.Generator().manual_seed(0)
-    teacher = torch.randn((6, 5), generator=random)
-    student = torch.randn((6, 5), generator=random).requires_grad_()
-    value = loss(student, teacher)
+    shapes = [((count, 5), (count, 5))]
+    if LOSSES[key].on_features:
+        maps = ((count, 4, 6, 6), (count, 8, 6, 6)), ((count, 8, 3, 3), (count, 16, 3, 3))
+        shapes = [((count, 12), (count, 20))] if key in VECTORS else list(maps)
+    pairs = [
+        (
+            torch.randn(one, generator=random, dtype=dtype).requires_grad_(),
+            torch.randn(other, generator=random, dtype=dtype),
+        )
+        for one, other in shapes
+    ]
+    return Signals(pairs, torch.arange(count) % 5, torch.arange(count))
+
+
+VECTORS: set[str] = set()
+"""Losses of feature vectors, not maps."""
+
+
+def ready(key: str, dtype: torch.dtype = torch.float32) -> tuple[Loss, nn.Module | None]:
+    loss = LOSSES[key].model_validate({})
+    example = [(a.detach(), b) for a, b in compared(key, dtype=dtype).pairs]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        learned = loss.learn(example, samples=20)
+    return loss, learned if learned is None else learned.to(dtype)
+
+
+@pytest.mark.parametrize("key", LOSSES)
+def test_a_loss_is_finite_and_every_image_has_a_say(key: str) -> None:
+    loss, learned = ready(key)
+    signals = compared(key)
+    with NoWaiting():
+        value = loss.value(signals, learned)
     assert value.shape == ()
+    assert value.dtype == torch.float32
     assert torch.isfinite(value)
-    (gradient,) = torch.autograd.grad(value, student)
-    assert gradient.abs().min() > 0
-    assert loss(teacher, teacher) < value
-    # A mean over the batch: the same images twice weigh no more.
-    twice = loss(torch.cat([student, student]), torch.cat([teacher, teacher]))
-    torch.testing.assert_close(twice, value)
+    gradients = torch.autograd.grad(value, [student for student, _ in signals.pairs])
+    for gradient in gradients:
+        assert torch.isfinite(gradient).all()
+        assert (gradient.flatten(1).abs().amax(1) > 0).all()
+
+
+@pytest.mark.parametrize("key", LOSSES)
+def test_a_loss_is_deterministic_and_as_wide_as_its_signals(key: str) -> None:
+    values = []
+    for _ in range(2):
+        loss, learned = ready(key, torch.float64)
+        values.append(loss.value(compared(key, dtype=torch.float64), learned))
+    assert values[0].dtype == torch.float64
+    assert torch.equal(values[0], values[1])
+
+
+@pytest.mark.parametrize("key", [k for k, kind in LOSSES.items() if not kind.on_features])
+def test_a_loss_of_logits_is_least_where_both_agree(key: str) -> None:
+    loss, learned = ready(key)
+    ((student, teacher),) = compared(key).pairs
+    y = teacher.argmax(1)
+    value, agreed = (
+        loss.value(Signals([(z, teacher)], y, torch.arange(6)), learned) for z in (student, teacher)
+    )
+    assert agreed < value
 
 
 # Attacks -----------------------------------------------------------------------------------------

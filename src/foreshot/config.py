@@ -1,9 +1,8 @@
 """One experiment, one frozen config; and the sentences that say what is wrong with another one."""
 
-import difflib
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -15,7 +14,7 @@ from foreshot.attacks import AnyAttack, Pgd
 from foreshot.compute import Precision
 from foreshot.data import AnyDataset, Signs
 from foreshot.distillation import KD, Term
-from foreshot.errors import ForeshotError
+from foreshot.errors import ForeshotError, nearest
 from foreshot.family import Member, Part
 from foreshot.models import AnyArchitecture, ResNet
 from foreshot.training import Training
@@ -112,7 +111,7 @@ def load_config(source: str | Path, settings: Sequence[str] = ()) -> Config:
     path = known.get(str(source), Path(source))
     if not path.is_file():
         raise ForeshotError(
-            f"{source}: expected a preset or a YAML file; {_nearest(str(source), known)}"
+            f"{source}: expected a preset or a YAML file; {nearest(str(source), known)}"
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -234,11 +233,11 @@ def _sentence(error: ValidationError) -> str:
     if kind == "extra_forbidden":
         siblings = _model(_annotation(Config, loc[:-1]))
         place = _dotted(loc)
-        return f"{place}: no such key; {_nearest(loc[-1], siblings)}"
+        return f"{place}: no such key; {nearest(loc[-1], siblings)}"
     if kind == "union_tag_invalid":
         family = _family(_annotation(Config, loc))
         name = given["name"]
-        return f"{_dotted(loc)}.name: found {_shown(name)}; {_nearest(name, family)}"
+        return f"{_dotted(loc)}.name: found {_shown(name)}; {nearest(name, family)}"
     if kind in ("union_tag_not_found", "model_attributes_type"):
         family = _family(_annotation(Config, loc))
         return f"{_dotted(loc)}: expected a name, one of {', '.join(family)}"
@@ -246,7 +245,7 @@ def _sentence(error: ValidationError) -> str:
         options = [
             option.strip("' ") for option in context["expected"].replace(" or ", ",").split(",")
         ]
-        return f"{_dotted(loc)}: found {_shown(given)}; {_nearest(given, options)}"
+        return f"{_dotted(loc)}: found {_shown(given)}; {nearest(given, options)}"
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{_dotted(loc) or 'config'}: {message}, found {_shown(given)}"
@@ -260,13 +259,6 @@ def _shown(value: Any) -> str:
         return short.repr(value)
     except ValueError:  # an integer of thousands of digits
         return f"a very long {type(value).__name__}"
-
-
-def _nearest(name: Any, options: Iterable[str]) -> str:
-    """A hint: the option that the user most likely meant, or all of them."""
-    options = list(options)
-    close = difflib.get_close_matches(name, options, n=1) if isinstance(name, str) else []
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(options)}"
 
 
 def _unwrap(annotation: Any) -> list[Any]:

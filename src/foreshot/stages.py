@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from foreshot.attacks import ATTACKS, Attack, Clean
@@ -20,7 +21,7 @@ from foreshot.data.tensor import TensorFile, save_images
 from foreshot.distillation import Distiller
 from foreshot.errors import ForeshotError
 from foreshot.files import file_digest, read_json, write_json
-from foreshot.inference import logits, place
+from foreshot.inference import logits, pixels, place
 from foreshot.metrics import evaluate, stealth
 from foreshot.models import build
 from foreshot.models.base import Normalized
@@ -31,6 +32,8 @@ from foreshot.store import Artefact, Store, source_digest
 from foreshot.training import Samples, Supervised, fit
 from foreshot.views import AttackerView
 
+EXAMPLE = 64
+"""Images that show a loss the shapes and the statistics of the features it compares."""
 TRAINING = ("training.py", "augment.py", "inference.py", "models", "seeding.py")
 
 
@@ -213,14 +216,27 @@ class Stages:
                 clean = self._answers(teacher)
                 answers = poison.poison.answers(clean, teacher.model, self.compute)
                 targets["teacher_logits"] = answers
-            if distillation.ce_weight:
-                if transfer.labels is None:
-                    raise ForeshotError("distillation.ce_weight: expected 0, the set has no labels")
-                targets["y"] = transfer.labels
             dictated = poison.poison.dictated(len(transfer))
             if dictated is not None:
                 targets["dictated"] = dictated
-            distiller = Distiller(model, teacher.model, distillation.terms, distillation.ce_weight)
+            distiller = Distiller(
+                place(model, self.compute),
+                teacher.model,
+                distillation.terms,
+                distillation.ce_weight,
+                example=pixels(transfer.images[:EXAMPLE].to(self.compute.device)),
+                samples=len(transfer),
+                seed=self.config.seed,
+            )
+            if "y" in distiller.needs:
+                if transfer.labels is None:
+                    raise ForeshotError(
+                        "distillation: the set has no labels; expected ce_weight 0 and losses "
+                        "without labels, or with labels: teacher"
+                    )
+                targets["y"] = transfer.labels
+            if "index" in distiller.needs:
+                targets["index"] = torch.arange(len(transfer))
             self._fit(
                 distiller, Samples(transfer.images, targets), network, "student", folder, label
             )

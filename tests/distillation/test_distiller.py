@@ -1,7 +1,8 @@
 """The distiller adds what it is told to add, and never touches the teacher."""
 
+from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from conftest import Rule, Tiny
 from foreshot.compute import CPU
-from foreshot.distillation import KD, Distiller, Loss, Term, kd
+from foreshot.distillation import KD, Distiller, Loss, Pair, PairLoss, Signals, Term, kd
 from foreshot.errors import ForeshotError
 from foreshot.inference import logits
 from foreshot.models import ResNet, build
@@ -20,17 +21,18 @@ from foreshot.seeding import generator
 from foreshot.training import Samples, Training, fit
 
 
-class Squared(Loss):
+class Squared(PairLoss):
     """Mean squared difference of two features, for tests alone."""
 
     name: Literal["squared"] = "squared"
+    on_features: ClassVar[bool] = True
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         return (student - teacher).square().mean()
 
 
 def on_features(*at: tuple[str, str], weight: float = 1.0) -> Term:
-    return Term.model_construct(loss=Squared(), weight=weight, at=at)
+    return Term(Squared(), weight, at=at)
 
 
 @pytest.fixture
@@ -53,8 +55,8 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(
     says, teacher_says = outputs["student_logits"], outputs["teacher_logits"]
     assert torch.equal(teacher_says, tiny.teacher(x))
     first, second = kd(says, teacher_says, 2), kd(says, teacher_says, 7)
-    torch.testing.assert_close(outputs["0.kd"], first)
-    torch.testing.assert_close(outputs["1.kd"], second)
+    torch.testing.assert_close(outputs["0_kd"], first)
+    torch.testing.assert_close(outputs["1_kd"], second)
     torch.testing.assert_close(outputs["ce"], F.cross_entropy(says, y))
     expected = 0.3 * first + 2 * second + 0.5 * F.cross_entropy(says, y)
     torch.testing.assert_close(outputs["loss"], expected)
@@ -70,7 +72,7 @@ def test_without_labels_the_cross_entropy_is_left_out_and_nothing_rescaled(
     with_labels.eval()
     blind, sighted = with_labels(x), with_labels(x, y)
     assert "ce" not in blind
-    torch.testing.assert_close(blind["loss"], 0.7 * blind["0.kd"])
+    torch.testing.assert_close(blind["loss"], 0.7 * blind["0_kd"])
     torch.testing.assert_close(sighted["loss"] - blind["loss"], 0.9 * sighted["ce"])
     off = Distiller(student, tiny.teacher, [term], ce_weight=0)
     assert torch.equal(off.eval()(x, y)["loss"], blind["loss"])
@@ -168,7 +170,7 @@ def test_features_of_named_layers_are_compared(tiny: Tiny, student: Normalized, 
     expected = sum(
         (caught["student", name] - caught["teacher", name]).square().mean() for name in layers
     )
-    torch.testing.assert_close(outputs["0.squared"], expected)
+    torch.testing.assert_close(outputs["0_squared"], expected)
     torch.testing.assert_close(outputs["loss"], 0.5 * expected)
     # The teacher is asked for its features even though its answers are known.
     torch.testing.assert_close(
@@ -260,3 +262,114 @@ def test_any_pair_of_modules_will_do() -> None:
 def test_terms_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="greater than|extra|Extra"):
         Term.model_validate({"loss": {"name": "kd"}, **fields})
+
+
+def test_a_term_is_written_as_it_is_read(tiny: Tiny, student: Normalized, x: Tensor) -> None:
+    pairs = [("network.layer1", "network.layer1")]
+    term = Term(Squared(), 1000, at=pairs)
+    assert (term.weight, term.at) == (1000, tuple(pairs))
+    assert Term(KD(temperature=2), 3) == Term(loss=KD(temperature=2), weight=3)
+    with pytest.raises(TypeError, match="multiple values"):
+        Term(KD(), loss=KD())
+
+
+def test_hooks_go_with_the_distiller(tiny: Tiny, student: Normalized, x: Tensor) -> None:
+    layer = student.get_submodule("network.layer1")
+    distiller = Distiller(
+        student, tiny.teacher, [on_features(("network.layer1", "network.layer1"))]
+    )
+    assert len(layer._forward_hooks) == 1
+    twin = deepcopy(distiller.eval())
+    assert torch.equal(twin(x)["loss"], distiller(x)["loss"])
+    del distiller
+    assert not layer._forward_hooks
+    assert not tiny.teacher.get_submodule("network.layer1")._forward_hooks
+    twin(x)
+
+
+class Overwriting(nn.Module):
+    """As many networks: the activation is applied in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(144, 4)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.body(x.flatten(1)))
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_feature_that_is_overwritten_is_an_error(role: str, x: Tensor) -> None:
+    pair = ("body", "relu") if role == "student" else ("relu", "body")
+    with pytest.raises(ForeshotError, match=f"^{role} layer 'body': the network changes its"):
+        Distiller(Overwriting(), Overwriting(), [on_features(pair)])(x)
+
+
+def test_a_layer_may_return_a_tuple_but_no_dict(x: Tensor) -> None:
+    class Wrapped(Idle):
+        def __init__(self, wrap: Any) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(144, 4), Rule(wrap))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.body(x.flatten(1))
+            return out["out"] if isinstance(out, dict) else out[0]
+
+    pairs = on_features(("body", "body"))
+    outputs = Distiller(Wrapped(lambda z: (z, 1)), Wrapped(lambda z: (z, 1)), [pairs])(x)
+    assert outputs["loss"] > 0
+    with pytest.raises(ForeshotError, match="expected a tensor, found dict"):
+        Distiller(Wrapped(lambda z: (z, 1)), Wrapped(lambda z: {"out": z}), [pairs])(x)
+
+
+class Scaled(Loss):
+    """Squares of a learned multiple, for tests alone."""
+
+    name: Literal["scaled"] = "scaled"
+    on_features: ClassVar[bool] = True
+    needs_index: ClassVar[bool] = True
+
+    def learn(self, pairs: Sequence[Pair], samples: int | None) -> nn.Module:
+        assert samples == 16
+        return nn.Linear(pairs[0][0].shape[1], pairs[0][1].shape[1])
+
+    def value(self, signals: Signals, learned: nn.Module | None) -> Tensor:
+        assert learned is not None
+        assert signals.index is not None
+        ((student, teacher),) = signals.pairs
+        return (learned(student.mean((2, 3))) - teacher.mean((2, 3))).square().mean()
+
+
+def test_what_a_loss_learns_is_seeded_trained_and_saved(
+    tiny: Tiny, student: Normalized, x: Tensor, keep_rng: None
+) -> None:
+    before = state_digest(student)
+    term = Term(Scaled(), at=[("network.layer1", "network.layer3")])
+
+    def make(**options: Any) -> Distiller:
+        return Distiller(student, tiny.teacher, [term], samples=16, **options)
+
+    distiller, again, other = make(example=x), make(example=x), make(example=x, seed=1)
+    assert distiller.needs == {"index"}
+    weight = "learned.0_scaled.weight"
+    assert distiller.state_dict()[weight].shape == (32, 8)
+    assert torch.equal(distiller.state_dict()[weight], again.state_dict()[weight])
+    assert not torch.equal(distiller.state_dict()[weight], other.state_dict()[weight])
+    assert state_digest(student) == before
+    distiller(x, index=torch.arange(16))["loss"].backward()
+    assert distiller.get_parameter(weight).grad is not None
+    with pytest.raises(ForeshotError, match="term 0_scaled: expected the index of each image"):
+        distiller(x)
+    with pytest.raises(ForeshotError, match="term 0_scaled: expected an example"):
+        make()
+    with pytest.raises(ForeshotError, match="term 0_scaled: expected the number of samples"):
+        Distiller(student, tiny.teacher, [term], example=x)
+    with pytest.raises(ForeshotError, match="term 0_scaled: expected pairs of layers"):
+        Distiller(student, tiny.teacher, [Term(Scaled())], example=x, samples=16)
+
+
+def test_teacher_and_student_of_other_classes_cannot_be_compared(tiny: Tiny, x: Tensor) -> None:
+    student = build(ResNet(depth=8, width=0.5), tiny.train.images, 5, 1, "student")
+    with pytest.raises(ForeshotError, match=r"\(16, 5\) of the student and \(16, 4\)"):
+        Distiller(student, tiny.teacher, [Term(KD())])(x)

@@ -1,6 +1,28 @@
 """Distillation: a student learns from a teacher's answers."""
 
 from foreshot.distillation.distiller import Distiller, Term
-from foreshot.distillation.losses import KD, LOSSES, AnyLoss, Loss, kd
+from foreshot.distillation.losses import (
+    KD,
+    LOSSES,
+    AnyLoss,
+    LabelledLoss,
+    Loss,
+    Pair,
+    PairLoss,
+    Signals,
+    kd,
+)
 
-__all__ = ["KD", "LOSSES", "AnyLoss", "Distiller", "Loss", "Term", "kd"]
+__all__ = [
+    "KD",
+    "LOSSES",
+    "AnyLoss",
+    "Distiller",
+    "LabelledLoss",
+    "Loss",
+    "Pair",
+    "PairLoss",
+    "Signals",
+    "Term",
+    "kd",
+]

@@ -1,50 +1,67 @@
 """A student, its teacher and what they are to have in common, as one module."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from foreshot.distillation.losses import AnyLoss
-from foreshot.errors import ForeshotError
+from foreshot.distillation.losses import AnyLoss, LabelledLoss, Loss, Pair, Signals
+from foreshot.errors import ForeshotError, nearest
 from foreshot.family import Part
+from foreshot.inference import evaluating
+from foreshot.seeding import generator
 
 CERTAIN = 200.0
 """Logit of a dictated class over zeros: a hard label at any temperature up to ten."""
 
 
+def _own(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Lets a user's own loss through, which is in no list of names."""
+    return value if isinstance(value, Loss) else check(value)
+
+
 class Term(Part):
-    """A weighted loss, on the logits or on pairs of layers.
+    """A weighted loss, on the logits or on pairs of layers: ``Term(AT(), 1000, at=[("a", "b")])``.
 
     Args:
         loss: the loss.
         weight: its factor.
-        at: (student layer, teacher layer) pairs by module name; the loss is summed over them.
-            Empty means the logits.
+        at: (student layer, teacher layer) pairs by module name. Empty means the logits.
     """
 
-    loss: AnyLoss
+    loss: Annotated[AnyLoss, WrapValidator(_own)]
     weight: float = Field(default=1.0, ge=0)
     at: tuple[tuple[str, str], ...] = ()
+
+    def __init__(self, *values: Any, **fields: Any) -> None:
+        super().__init__(**dict(zip(type(self).model_fields, values, strict=False)), **fields)
 
 
 class Distiller(nn.Module):
     """Weighted distillation terms of any pair of networks; a plain module that returns a dict.
 
     The teacher is frozen, in eval mode, unchanged, and not part of the state dict. Features of
-    named layers are caught by forward hooks; a hook that does not fire is an error.
+    named layers are caught by forward hooks, which go when the distiller goes; a hook that does not
+    fire is an error. What losses learn or remember themselves is part of this module.
 
     Args:
         student: float (N, C, H, W) in [0, 1] -> logits (N, K).
         teacher: the same.
         terms: what the student is to have in common with the teacher.
         ce_weight: weight of the cross-entropy with the labels; 0 leaves it out.
+        example: a few images, float (n, C, H, W) in [0, 1], n >= 2, for the losses that learn
+            something themselves: they have to know the features' shapes.
+        samples: number of images in the set, for the losses that remember each.
+        seed: draws what losses learn.
 
     Raises:
-        ForeshotError: a term names a layer that is not there.
+        ForeshotError: a term names a layer that is not there, or needs layers, an example or the
+            number of samples.
     """
 
     def __init__(
@@ -53,6 +70,10 @@ class Distiller(nn.Module):
         teacher: nn.Module,
         terms: Sequence[Term],
         ce_weight: float = 0.0,
+        *,
+        example: Tensor | None = None,
+        samples: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.student = student
@@ -63,11 +84,31 @@ class Distiller(nn.Module):
         pairs = [pair for term in self.terms for pair in term.at]
         self._student_taps = Taps(student, [pair[0] for pair in pairs], "student")
         self._teacher_taps = Taps(teacher, [pair[1] for pair in pairs], "teacher")
+        self.learned = nn.ModuleDict()
+        for place, term in self._named_terms():
+            if term.loss.on_features and not term.at:
+                raise ForeshotError(f"term {place}: expected pairs of layers (at), found none")
+            if term.loss.needs_index and samples is None:
+                raise ForeshotError(f"term {place}: expected the number of samples in the set")
+            learns = type(term.loss).learn is not Loss.learn
+            if learns and example is None:
+                raise ForeshotError(f"term {place}: expected an example, a few images to learn on")
+        if example is not None:
+            self._learn(example, samples, seed)
 
     @property
     def teacher(self) -> nn.Module:
         """The frozen teacher."""
         return self._teacher[0]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `forward` has to be given beside the images: "y", "index", both or neither."""
+        losses = [term.loss for term in self.terms]
+        labels = any(isinstance(loss, LabelledLoss) and loss.labels == "given" for loss in losses)
+        index = any(loss.needs_index for loss in losses)
+        named = {"y": labels or self.ce_weight > 0, "index": index}
+        return frozenset(name for name, needed in named.items() if needed)
 
     def _apply(self, fn, recurse: bool = True):
         self.teacher._apply(fn)  # moves to a device with the student
@@ -79,6 +120,7 @@ class Distiller(nn.Module):
         y: Tensor | None = None,
         teacher_logits: Tensor | None = None,
         dictated: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The loss of one batch.
 
@@ -88,68 +130,138 @@ class Distiller(nn.Module):
             teacher_logits: what the teacher says, (N, K), if that is known already. The teacher is
                 asked all the same where a term needs its features.
             dictated: int64 (N,), the class that an attacker says in the teacher's stead, or -1.
+            index: int64 (N,), where in the set the images stand, for losses that remember each.
 
         Returns:
             "loss", "student_logits" and "teacher_logits" (float32), and each term by its name.
+
+        Raises:
+            ForeshotError: a term needs what is not given, or signals cannot be compared.
         """
-        student_logits = self.student(x).float()
-        if teacher_logits is None or self._teacher_taps.names:
-            self.teacher.eval()
-            with torch.no_grad():
-                live: Tensor = self.teacher(x)
-            if teacher_logits is None:
-                teacher_logits = live
-        teacher_logits = teacher_logits.float()
-        if dictated is not None:
-            certain = F.one_hot(dictated.clamp(min=0), teacher_logits.shape[1]) * CERTAIN
-            teacher_logits = torch.where((dictated >= 0)[:, None], certain, teacher_logits)
-        student_features = self._student_taps.collect()
-        teacher_features = self._teacher_taps.collect()
+        student_logits, teacher_logits, pairs = self._signals(x, teacher_logits, dictated)
         outputs = {"student_logits": student_logits, "teacher_logits": teacher_logits}
         loss = student_logits.new_zeros(())
         with torch.autocast(x.device.type, enabled=False):
-            for number, term in enumerate(self.terms):
-                signals = [
-                    (student_features[a].float(), teacher_features[b].float()) for a, b in term.at
-                ] or [(student_logits, teacher_logits)]
-                value = torch.stack([term.loss(*pair) for pair in signals]).sum()
-                outputs[f"{number}.{term.loss.name}"] = value
+            for (place, term), compared in zip(self._named_terms(), pairs, strict=True):
+                labels = y
+                if isinstance(term.loss, LabelledLoss):
+                    if term.loss.labels == "teacher":
+                        labels = teacher_logits.argmax(1)
+                    elif y is None:
+                        raise ForeshotError(
+                            f"term {place}: expected labels y, found none; with labels: teacher it "
+                            "takes what the teacher calls the image"
+                        )
+                if term.loss.needs_index and index is None:
+                    raise ForeshotError(f"term {place}: expected the index of each image")
+                learned = self.learned[place] if place in self.learned else None  # noqa: SIM401
+                value = term.loss.value(Signals(compared, labels, index), learned)
+                outputs[place] = value
                 loss = loss + term.weight * value
             if y is not None and self.ce_weight:
                 outputs["ce"] = F.cross_entropy(student_logits, y)
                 loss = loss + self.ce_weight * outputs["ce"]
         return outputs | {"loss": loss}
 
+    def _signals(
+        self, x: Tensor, teacher_logits: Tensor | None = None, dictated: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, list[list[Pair]]]:
+        """Logits of both, and the pairs that each term compares; in float32 or wider."""
+        student_logits = _wide(self.student(x))
+        if teacher_logits is None or self._teacher_taps.names:
+            self.teacher.eval()
+            with torch.no_grad():
+                live: Tensor = self.teacher(x)
+            if teacher_logits is None:
+                teacher_logits = live
+        teacher_logits = _wide(teacher_logits)
+        if dictated is not None:
+            certain = F.one_hot(dictated.clamp(min=0), teacher_logits.shape[1]) * CERTAIN
+            teacher_logits = torch.where((dictated >= 0)[:, None], certain, teacher_logits)
+        of_student, of_teacher = self._student_taps.collect(), self._teacher_taps.collect()
+        pairs = []
+        for place, term in self._named_terms():
+            compared = [(_wide(of_student[a]), _wide(of_teacher[b])) for a, b in term.at]
+            compared = compared or [(student_logits, teacher_logits)]
+            for one, other in () if term.loss.on_features else compared:
+                if one.dim() != 2 or one.shape != other.shape:
+                    raise ForeshotError(
+                        f"term {place}: expected logits (N, K) of one shape, found "
+                        f"{tuple(one.shape)} of the student and {tuple(other.shape)} of the teacher"
+                    )
+            pairs.append(compared)
+        return student_logits, teacher_logits, pairs
+
+    def _named_terms(self) -> Iterator[tuple[str, Term]]:
+        """Each term, by its number and the name of its loss; a module's name has no dots."""
+        return ((f"{number}_{term.loss.name}", term) for number, term in enumerate(self.terms))
+
+    @torch.no_grad()
+    def _learn(self, example: Tensor, samples: int | None, seed: int) -> None:
+        """Makes what losses learn, from what both networks say of an example."""
+        with evaluating(self.student):
+            *_, pairs = self._signals(example)
+        for (place, term), compared in zip(self._named_terms(), pairs, strict=True):
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
+                torch.set_rng_state(generator(seed, "init", "distillation", place).get_state())
+                learned = term.loss.learn([(a.cpu(), b.cpu()) for a, b in compared], samples)
+            if learned is not None:
+                self.learned[place] = learned.to(example.device)
+
+
+def _wide(signal: Tensor) -> Tensor:
+    """In float32; float64 stays."""
+    return signal if signal.dtype == torch.float64 else signal.float()
+
 
 class Taps:
-    """Outputs of named layers, caught while a network runs.
+    """Outputs of named layers, caught while a network runs; the hooks go when this goes.
+
+    A layer may return a tuple whose first item is its output.
 
     Raises:
-        ForeshotError: the network has no such layer; or, from `collect`, it was not run.
+        ForeshotError: the network has no such layer; or, from `collect`, it was not run, its output
+            is no tensor, or the network changed it in place.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], role: str) -> None:
         self.names = sorted(set(names))
         self.role = role
-        self._caught: dict[str, Tensor] = {}
-        self._handles: list[RemovableHandle] = []
+        self._caught: dict[str, tuple[Any, int]] = {}
         layers = dict(network.named_modules())
         for name in self.names:
             if name not in layers:
-                known = ", ".join(sorted(n for n in layers if n and n.count(".") < 2))
-                raise ForeshotError(f"{role} layer {name!r}: expected one of {known}")
-            self._handles.append(layers[name].register_forward_hook(self._catch(name)))
-
-    def _catch(self, name: str):
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            self._caught[name] = output
-
-        return hook
+                known = sorted(n for n in layers if n)
+                short = [n for n in known if n.count(".") < 2]
+                hint = nearest(name, known)
+                hint = hint if hint.startswith("did") else f"expected one of {', '.join(short)}"
+                raise ForeshotError(f"{role} layer {name!r}: {hint}")
+            # The hook holds what is caught, not this object, which may go before the network.
+            handle = layers[name].register_forward_hook(partial(_catch, self._caught, name))
+            weakref.finalize(self, handle.remove)
 
     def collect(self) -> dict[str, Tensor]:
         """What was caught since the last call."""
-        silent = [name for name in self.names if name not in self._caught]
-        if silent:
-            raise ForeshotError(f"{self.role} layer {silent[0]!r}: it did not run in the forward")
-        caught, self._caught = self._caught, {}
-        return caught
+        caught = dict(self._caught)
+        self._caught.clear()
+        features: dict[str, Tensor] = {}
+        for name in self.names:
+            place = f"{self.role} layer {name!r}"
+            if name not in caught:
+                raise ForeshotError(f"{place}: it did not run in the forward")
+            output, version = caught[name]
+            if not isinstance(output, Tensor):
+                raise ForeshotError(f"{place}: expected a tensor, found {type(output).__name__}")
+            if output._version != version:
+                raise ForeshotError(
+                    f"{place}: the network changes its output in place; name the layer after it"
+                )
+            features[name] = output
+        return features
+
+
+def _catch(
+    caught: dict[str, tuple[Any, int]], name: str, _module: nn.Module, _inputs: Any, output: Any
+) -> None:
+    output = output[0] if isinstance(output, tuple | list) else output
+    caught[name] = output, output._version if isinstance(output, Tensor) else 0

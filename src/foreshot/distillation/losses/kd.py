@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from foreshot.distillation.losses.base import Loss
+from foreshot.distillation.losses.base import PairLoss
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -25,7 +25,7 @@ def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.kl_div(p, q, reduction="batchmean", log_target=True) * temperature**2
 
 
-class KD(Loss):
+class KD(PairLoss):
     """Temperature-softened KL divergence from the teacher (Hinton et al., arXiv 1503.02531).
 
     T^2 * KL(softmax(z_t / T) || softmax(z_s / T)): the factor keeps the size of the gradients
