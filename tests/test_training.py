@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from conftest import ARCHITECTURE, Rule, Tiny
+from conftest import ARCHITECTURE, Tiny
 from foreshot.augment import augment
 from foreshot.compute import CPU
 from foreshot.errors import ForeshotError
@@ -184,14 +184,52 @@ def test_each_epoch_sees_views_of_its_own() -> None:
     assert len(seen[0].flatten(1).unique(dim=0)) > 3
 
 
-def test_a_loss_that_is_not_finite_is_a_sentence(tiny: Tiny, tmp_path: Path) -> None:
-    file = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(ForeshotError, match=r"^student: the loss became .* in epoch 2; lower the"):
-        network = Rule(lambda x: x.flatten(1)[:, :4] * network.weight)
-        network.weight = nn.Parameter(torch.tensor(1.0))
-        schedule = Training(epochs=4, batch=50, lr=1e38, warmup=0.34, momentum=0)
-        train(network, tiny, schedule, checkpoint=file)
+class Falling(nn.Module):
+    """A network whose loss is not a number wherever image 70 is, from the `start`-th step on."""
+
+    def __init__(self, tiny: Tiny, start: int) -> None:
+        super().__init__()
+        self.inner, self.start, self.batches = Supervised(fresh(tiny)), start, []
+
+    def forward(self, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
+        self.batches.append(index.tolist())
+        loss = self.inner(x, y)["loss"]
+        if len(self.batches) > self.start:
+            loss = loss + torch.where(index == 70, torch.nan, 0.0).sum()
+        return {"loss": loss}
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_at_the_step_before(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    assert tiny.train.labels is not None
+    targets = {"y": tiny.train.labels[:150], "index": torch.arange(150)}
+    samples = Samples(tiny.train.images[:150], targets)
+    schedule = Training(epochs=4, batch=32, lr=0.1)
+    file, state = tmp_path / "checkpoint.safetensors", tmp_path / ".failed.safetensors"
+    module = Falling(tiny, start=5)  # the second epoch
+    with pytest.raises(ForeshotError, match="^student: the loss became nan at step ") as caught:
+        fit(module, samples, schedule, CPU, seed=5, stage="student", checkpoint=file)
+    step = next(i for i, batch in enumerate(module.batches[5:]) if 70 in batch)
+    assert f"at step {step + 1} of epoch 2, images " in str(caught.value)
+    assert ", ... of the set; lower the learning rate (lr 0.1) or look" in str(caught.value)
+    assert str(state) in str(caught.value)
     assert read_tensors(file)[1]["epochs"] == 1
+    tensors, about = read_tensors(state)
+    assert about == {"epochs": 1, "step": step, "batch": module.batches[5 + step]}
+    # The weights are those of a training that ended there.
+    twin = Falling(tiny, start=99)
+
+    def stop(event: Event) -> None:
+        if event.kind == "advance" and len(twin.batches) == 5 + step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(twin, samples, schedule, CPU, seed=5, stage="student", listener=stop)
+    for name, parameter in twin.named_parameters():
+        assert torch.equal(tensors[f"module.{name}"], parameter), name
+    with pytest.raises(ForeshotError, match=r"look at these images$"):
+        fit(Falling(tiny, start=0), samples, schedule, CPU, seed=5, stage="student")
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def fit(
     listener(Event(label, "start", start * count, total))
     for epoch in range(start, training.epochs):
         began = time.perf_counter()
-        losses = torch.zeros((), device=device)
+        losses, steps, failed = torch.zeros((3,), device=device).unbind()
         order = torch.randperm(count, generator=generator(seed, stage, "order", epoch)).to(device)
         views = generator(seed, stage, "augment", epoch)
         done = 0
@@ -137,20 +137,34 @@ def fit(
                 loss = module(x, **{name: t[batch] for name, t in targets.items()})["loss"]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            # From the first step whose loss is not finite on, the weights stay as they were; the
+            # host hears of it at the end of the epoch, and never waits for the device before.
+            failed = failed.maximum((~loss.detach().isfinite()).float())
+            optimizer.found_inf = failed
             optimizer.step()
+            steps += 1 - failed
             losses += loss.detach() * len(batch)
             done += len(batch)
             listener(Event(label, "advance", epoch * count + done, total))
         mean = losses.item() / max(done, 1)
-        if not math.isfinite(mean):
+        if failed.item():
+            step = int(steps.item())
+            batch = order.split(training.batch)[step].tolist()
+            kept = ""
+            if checkpoint:
+                state = checkpoint.with_name(".failed.safetensors")
+                about = {"epochs": epoch, "step": step, "batch": batch}
+                _save(state, module, optimizer, parameters, about)
+                kept = f"; the weights before it, and the whole batch, are in {state}"
             raise ForeshotError(
-                f"{label}: the loss became {mean} in epoch {epoch + 1}; lower the learning rate "
-                f"(lr {training.lr})"
+                f"{label}: the loss became {mean} at step {step + 1} of epoch {epoch + 1}, images "
+                f"{', '.join(map(str, batch[:8]))}{', ...' * (len(batch) > 8)} of the set; lower "
+                f"the learning rate (lr {training.lr}) or look at these images{kept}"
             )
         values = {"loss": mean, "images/s": done / (time.perf_counter() - began)}
         listener(Event(label, "epoch", (epoch + 1) * count, total, values))
         if checkpoint and epoch + 1 < training.epochs:
-            _save(checkpoint, module, optimizer, parameters, epoch + 1)
+            _save(checkpoint, module, optimizer, parameters, {"epochs": epoch + 1})
     listener(Event(label, "end", total, total))
     module.eval()
 
@@ -160,14 +174,14 @@ def _save(
     module: nn.Module,
     optimizer: torch.optim.SGD,
     parameters: list[nn.Parameter],
-    epochs: int,
+    about: Mapping[str, int | list[int]],
 ) -> None:
     state = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     for i, parameter in enumerate(parameters):
         momentum = optimizer.state[parameter].get("momentum_buffer")
         if momentum is not None:
             state[f"momentum.{i}"] = momentum
-    write_tensors(path, state, {"epochs": epochs})
+    write_tensors(path, state, about)
 
 
 def _resume(
