@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import Tiny
 from foreshot.attacks import ATTACKS, AnyAttack, Attack, Clean
+from foreshot.compression import COMPRESSIONS, AnyCompression
 from foreshot.compute import CPU
 from foreshot.data import DATASETS, AnyDataset, Dataset
 from foreshot.distillation import LOSSES, AnyLoss, Loss, Signals
@@ -32,6 +33,7 @@ FAMILIES: dict[str, tuple[dict[str, type[Any]], Any]] = {
     "trigger": (TRIGGERS, AnyTrigger),
     "attack": (ATTACKS, AnyAttack),
     "loss": (LOSSES, AnyLoss),
+    "compression": (COMPRESSIONS, AnyCompression),
 }
 
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from foreshot.attacks import AnyAttack, Pgd
+from foreshot.compression import AnyCompression
 from foreshot.compute import Precision
 from foreshot.data import AnyDataset, Signs
 from foreshot.distillation import KD, Term
@@ -66,6 +67,7 @@ class Config(Part):
         attack: how the poison is made.
         surrogate: what the attacker crafts on in the teacher's stead; null is the teacher itself.
         student: the student, and the schedule of the distillation.
+        compression: makes the student of the teacher, in place of `student.model`; null does not.
         distillation: losses and view policy.
         controls: students that are distilled beside the poisoned one, each on another attack
             on the same base images.
@@ -81,6 +83,7 @@ class Config(Part):
     attack: AnyAttack = Pgd()
     surrogate: Network | None = None
     student: Network = Network()
+    compression: AnyCompression | None = None
     distillation: Distillation = Distillation()
     controls: tuple[Control, ...] = ("clean", "trigger_only")
 

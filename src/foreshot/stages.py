@@ -205,12 +205,18 @@ class Stages:
     def student(self, teacher: Trained, poison: Crafted, label: str = "student") -> Trained:
         """A student, distilled on the transfer set with the poison in it."""
         network, distillation = self.config.student, self.config.distillation
+        compression = self.config.compression
         transfer = poison.poison.apply(self.data.train)
 
         def train(folder: Path) -> None:
             classes = len(transfer.classes)
             # All students start from the same weights and see the same order of images.
-            model = build(network.model, transfer.images, classes, self.config.seed, "student")
+            if compression is None:
+                architecture = network.model
+                model = build(architecture, transfer.images, classes, self.config.seed, "student")
+            else:
+                architecture = compression.architecture(teacher.loaded.architecture)
+                model = compression.start(teacher.model, teacher.loaded.architecture)
             targets = {}
             if distillation.views == "cached" or network.training.augment == "none":
                 clean = self._answers(teacher)
@@ -240,20 +246,23 @@ class Stages:
             self._fit(
                 distiller, Samples(transfer.images, targets), network, "student", folder, label
             )
+            if compression is not None:
+                compression.finish(model)
             save_model(
                 folder / "model.safetensors",
                 model,
-                network.model,
+                architecture,
                 transfer.shape,
                 transfer.classes,
             )
 
         inputs = self._inputs(
-            (*TRAINING, "distillation", "poison.py"),
+            (*TRAINING, "distillation", "compression", "poison.py"),
             data=self.digests["train"],
             teacher=teacher.artefact.digest,
             poison=poison.poison.digest,
             network=network.model_dump(mode="json"),
+            compression=compression and compression.model_dump(mode="json"),
             distillation=distillation.model_dump(mode="json"),
         )
         return self._trained(self.store.stage("student", inputs, train, label))

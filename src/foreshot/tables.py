@@ -66,6 +66,7 @@ def print_rates(rows: dict[str, dict[str, Any]], split: str) -> None:
 def print_families() -> None:
     """Prints all presets and all members of all families, one line each."""
     from foreshot.attacks import ATTACKS
+    from foreshot.compression import COMPRESSIONS
     from foreshot.config import presets
     from foreshot.data import DATASETS
     from foreshot.distillation import LOSSES
@@ -82,6 +83,7 @@ def print_families() -> None:
         "triggers (trigger.name)": TRIGGERS,
         "attacks (attack.name)": ATTACKS,
         "losses (distillation.terms.0.loss.name)": LOSSES,
+        "compressions (compression.name)": COMPRESSIONS,
     }
     for title, family in families.items():
         print(f"\n{title}")

@@ -140,7 +140,7 @@ def fit(
             # From the first step whose loss is not finite on, the weights stay as they were; the
             # host hears of it at the end of the epoch, and never waits for the device before.
             failed = failed.maximum((~loss.detach().isfinite()).float())
-            optimizer.found_inf = failed
+            optimizer.found_inf = failed  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
             steps += 1 - failed
             losses += loss.detach() * len(batch)

@@ -9,6 +9,8 @@ from torch import Tensor
 from foreshot.family import members
 from foreshot.models.base import Architecture, Normalized, channel_statistics
 from foreshot.models.mobilenet import MobileNetV2
+from foreshot.models.plain import Plain
+from foreshot.models.quantized import Quantized
 from foreshot.models.resnet import ResNet
 from foreshot.models.shufflenet import ShuffleNetV2
 from foreshot.models.vgg import Vgg
@@ -16,9 +18,7 @@ from foreshot.models.vit import Vit
 from foreshot.models.wide_resnet import WideResNet
 from foreshot.seeding import generator
 
-AnyArchitecture = Annotated[
-    ResNet | WideResNet | Vgg | MobileNetV2 | ShuffleNetV2 | Vit, Field(discriminator="name")
-]
+AnyArchitecture = Annotated[Plain | Quantized, Field(discriminator="name")]
 ARCHITECTURES = members(Architecture, AnyArchitecture)
 
 
@@ -42,3 +42,19 @@ def build(
         torch.set_rng_state(generator(seed, "init", key).get_state())
         network = architecture.build((channels, height, width), classes)
     return Normalized(network, *channel_statistics(images))
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "AnyArchitecture",
+    "Architecture",
+    "MobileNetV2",
+    "Normalized",
+    "Quantized",
+    "ResNet",
+    "ShuffleNetV2",
+    "Vgg",
+    "Vit",
+    "WideResNet",
+    "build",
+]

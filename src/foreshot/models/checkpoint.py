@@ -34,7 +34,7 @@ class LoadedModel(NamedTuple):
     """A model as it was saved, in eval mode."""
 
     model: Normalized
-    architecture: Architecture
+    architecture: AnyArchitecture
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
 
