@@ -153,6 +153,8 @@ def compared(key: str, count: int = 6, dtype: torch.dtype = torch.float32) -> Si
     if LOSSES[key].on_features:
         maps = ((count, 4, 6, 6), (count, 8, 6, 6)), ((count, 8, 3, 3), (count, 16, 3, 3))
         shapes = [((count, 12), (count, 20))] if key in VECTORS else list(maps)
+        if key == "simkd":  # whose student projects to the teacher's channels
+            shapes = [(maps[0][1], maps[0][1])]
     pairs = [
         (
             torch.randn(one, generator=random, dtype=dtype).requires_grad_(),
@@ -163,7 +165,7 @@ def compared(key: str, count: int = 6, dtype: torch.dtype = torch.float32) -> Si
     return Signals(pairs, torch.arange(count) % 5, torch.arange(count))
 
 
-VECTORS: set[str] = set()
+VECTORS = {"rkd", "pkt", "cc", "crd"}
 """Losses of feature vectors, not maps."""
 
 

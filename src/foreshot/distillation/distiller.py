@@ -1,8 +1,6 @@
 """A student, its teacher and what they are to have in common, as one module."""
 
-import weakref
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -11,10 +9,11 @@ from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 from torch import Tensor, nn
 
 from foreshot.distillation.losses import AnyLoss, LabelledLoss, Loss, Pair, Signals
-from foreshot.errors import ForeshotError, nearest
+from foreshot.errors import ForeshotError
 from foreshot.family import Part
 from foreshot.inference import evaluating
 from foreshot.seeding import generator
+from foreshot.taps import Taps
 
 CERTAIN = 200.0
 """Logit of a dictated class over zeros: a hard label at any temperature up to ten."""
@@ -206,62 +205,9 @@ class Distiller(nn.Module):
                 torch.set_rng_state(generator(seed, "init", "distillation", place).get_state())
                 learned = term.loss.learn([(a.cpu(), b.cpu()) for a, b in compared], samples)
             if learned is not None:
-                self.learned[place] = learned.to(example.device)
+                self.learned[place] = learned.to(example)
 
 
 def _wide(signal: Tensor) -> Tensor:
     """In float32; float64 stays."""
     return signal if signal.dtype == torch.float64 else signal.float()
-
-
-class Taps:
-    """Outputs of named layers, caught while a network runs; the hooks go when this goes.
-
-    A layer may return a tuple whose first item is its output.
-
-    Raises:
-        ForeshotError: the network has no such layer; or, from `collect`, it was not run, its output
-            is no tensor, or the network changed it in place.
-    """
-
-    def __init__(self, network: nn.Module, names: Sequence[str], role: str) -> None:
-        self.names = sorted(set(names))
-        self.role = role
-        self._caught: dict[str, tuple[Any, int]] = {}
-        layers = dict(network.named_modules())
-        for name in self.names:
-            if name not in layers:
-                known = sorted(n for n in layers if n)
-                short = [n for n in known if n.count(".") < 2]
-                hint = nearest(name, known)
-                hint = hint if hint.startswith("did") else f"expected one of {', '.join(short)}"
-                raise ForeshotError(f"{role} layer {name!r}: {hint}")
-            # The hook holds what is caught, not this object, which may go before the network.
-            handle = layers[name].register_forward_hook(partial(_catch, self._caught, name))
-            weakref.finalize(self, handle.remove)
-
-    def collect(self) -> dict[str, Tensor]:
-        """What was caught since the last call."""
-        caught = dict(self._caught)
-        self._caught.clear()
-        features: dict[str, Tensor] = {}
-        for name in self.names:
-            place = f"{self.role} layer {name!r}"
-            if name not in caught:
-                raise ForeshotError(f"{place}: it did not run in the forward")
-            output, version = caught[name]
-            if not isinstance(output, Tensor):
-                raise ForeshotError(f"{place}: expected a tensor, found {type(output).__name__}")
-            if output._version != version:
-                raise ForeshotError(
-                    f"{place}: the network changes its output in place; name the layer after it"
-                )
-            features[name] = output
-        return features
-
-
-def _catch(
-    caught: dict[str, tuple[Any, int]], name: str, _module: nn.Module, _inputs: Any, output: Any
-) -> None:
-    output = output[0] if isinstance(output, tuple | list) else output
-    caught[name] = output, output._version if isinstance(output, Tensor) else 0
