@@ -1,7 +1,7 @@
-"""Writes the table of results in README.md from claims/*.json.
+"""Writes the tables of README.md and docs/distillation.md from claims/ and claims/methods/.
 
-    python claims/table.py           writes it
-    python claims/table.py --check   exit code 1 if README.md holds another one
+    python claims/table.py           writes them
+    python claims/table.py --check   exit code 1 if a page holds another one
 
 What stands between the two markers is generated: to change a number, measure it again.
 """
@@ -9,8 +9,9 @@ What stands between the two markers is generated: to change a number, measure it
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,12 +99,50 @@ def _spread(figure: Mapping[str, Any] | None) -> str:
     return f"{middle} ± {100 * figure['std']:.1f} ({low} to {high})"
 
 
+def render_methods(claims: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tables of distillation methods, in Markdown.
+
+    Args:
+        claims: what `methods.py` wrote, by name.
+    """
+    if not claims:
+        return "Nothing has been measured yet."
+    return "\n\n".join(_methods(name, claim) for name, claim in sorted(claims.items()))
+
+
+def _methods(name: str, claim: Mapping[str, Any]) -> str:
+    runs, order = claim["runs"], list(dict.fromkeys(run["method"] for run in claim["runs"]))
+    columns = (("labels", "clean_accuracy"), ("answers", "clean_accuracy"), ("answers", "asr"))
+    head = ("method", "with labels: accuracy", "answers alone: accuracy", "answers alone: ASR")
+    rows = [(f"`{name}`", *head[1:], "seeds"), ("---", *("--:",) * 4)]
+    for method in order:
+        mine = [run for run in runs if run["method"] == method]
+        found = [[run[how][key]["value"] for run in mine if how in run] for how, key in columns]
+        rows.append((f"`{method}`", *map(_of_seeds, found), str(len(mine))))
+    teachers = {run["seed"]: run["teacher"]["value"] for run in runs}
+    note = f"Accuracy of the teachers: {_of_seeds(list(teachers.values()))}."
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    command = f"- [`{name}`](../claims/methods/{name}.json): `{claim['command']}`"
+    return f"{table}\n\nRates in %, as in the README. {note}\n\n{command}, {_circumstances(claim)}."
+
+
+def _of_seeds(values: list[float]) -> str:
+    if not values:
+        return "-"
+    spread = {"min": min(values), "mean": mean(values), "max": max(values)}
+    return _spread(spread | {"std": stdev(values) if len(values) > 1 else None})
+
+
 def _note(name: str, claim: Mapping[str, Any]) -> str:
+    seeds = ", ".join(map(str, claim["seeds"]))
+    command = f"`{claim['command']} --set seed=N` for N = {seeds}"
+    return f"- [`{name}`](claims/{name}.json): {command}, {_circumstances(claim)}."
+
+
+def _circumstances(claim: Mapping[str, Any]) -> str:
     host, source = claim["host"], claim["source"]
     commit = f"commit `{source['commit'][:10]}`" if source.get("commit") else "no commit known"
-    seeds = ", ".join(map(str, claim["seeds"]))
     parts = [
-        f"`{claim['command']} --set seed=N` for N = {seeds}",
         commit + (" with local changes" if source.get("dirty") else ""),
         host["gpu"] if claim["device"] == "cuda" else f"{host['cpu']} ({host['cpu_capability']})",
         f"{host['threads']} threads on {host['cores']} cores",
@@ -111,7 +150,7 @@ def _note(name: str, claim: Mapping[str, Any]) -> str:
         f"torch {claim['versions']['torch']}",
         claim["date"],
     ]
-    return f"- [`{name}`](claims/{name}.json): {', '.join(parts)}."
+    return ", ".join(parts)
 
 
 def main() -> None:
@@ -119,21 +158,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
     check = parser.parse_args().check
-    files = sorted((ROOT / "claims").glob("*.json"))
+    stale = [
+        page.name
+        for page, folder, table in (
+            (ROOT / "README.md", ROOT / "claims", render),
+            (ROOT / "docs" / "distillation.md", ROOT / "claims" / "methods", render_methods),
+        )
+        if not _up_to_date(page, folder, table, check)
+    ]
+    if stale:
+        sys.exit(f"{', '.join(stale)}: not the tables of claims/; run python claims/table.py")
+
+
+def _up_to_date(page: Path, folder: Path, table: Callable[..., str], check: bool) -> bool:
+    """Whether a page holds the table; unless it is only checked, it does afterwards."""
+    files = sorted(folder.glob("*.json"))
     claims = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     try:
-        fresh = insert(text, render(claims))
+        fresh = insert(text, table(claims))
     except ValueError as error:
-        sys.exit(f"{readme}: {error}")
-    if fresh == text:
-        print(f"README.md: the table of {len(claims)} claims is up to date")
-    elif check:
-        sys.exit("README.md: the table is not that of claims/*.json; run python claims/table.py")
-    else:
-        readme.write_text(fresh, encoding="utf-8")
-        print(f"README.md: wrote the table of {len(claims)} claims")
+        sys.exit(f"{page}: {error}")
+    if fresh != text and not check:
+        page.write_text(fresh, encoding="utf-8")
+    print(f"{page.name}: {len(claims)} claims")
+    return fresh == text or not check
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from foreshot.config import load_config
+from foreshot.distillation import LOSSES
+
 FOLDER = Path(__file__).resolve().parent.parent / "claims"
 
 
@@ -139,17 +142,55 @@ def test_finished_seeds_are_kept_only_if_nothing_changed(tmp_path: Path):
 def test_check_fails_on_a_stale_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claims: dict[str, Any]
 ):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{table.BEGIN}\n{table.END}\n")
+    readme, page = tmp_path / "README.md", tmp_path / "docs" / "distillation.md"
+    page.parent.mkdir()
+    for path in (readme, page):
+        path.write_text(f"{table.BEGIN}\n{table.END}\n")
     measure.write_json(tmp_path / "claims" / "b.json", claims["b"])
     monkeypatch.setattr(table, "ROOT", tmp_path)
     monkeypatch.setattr("sys.argv", ["table.py", "--check"])
     before = readme.read_text()
-    with pytest.raises(SystemExit, match=r"python claims/table\.py"):
+    with pytest.raises(SystemExit, match=r"python claims/table\.py") as caught:
         table.main()
     assert readme.read_text() == before
+    assert str(readme.name) in str(caught.value)
     monkeypatch.setattr("sys.argv", ["table.py"])
     table.main()
     assert "97.0 ± 1.0" in readme.read_text()
     monkeypatch.setattr("sys.argv", ["table.py", "--check"])
     table.main()
+
+
+def test_methods_are_rows_with_their_spread_over_the_seeds(claims: dict[str, Any]) -> None:
+    def run(method: str, seed: int, hits: int) -> dict[str, Any]:
+        rates = {"clean_accuracy": rate(hits), "asr": rate(hits - 100), "seconds": 1.0}
+        ways = {"labels": rates} if method == "alone" else {"labels": rates, "answers": rates}
+        return {"method": method, "seed": seed, "teacher": rate(950 + seed), **ways}
+
+    runs = [run("alone", 0, 900), run("kd", 0, 920), run("alone", 1, 910), run("kd", 1, 940)]
+    text = table.render_methods({"signs": {**claims["b"], "seeds": [0, 1], "runs": runs}})
+    assert "| `alone` | 90.5 ± 0.7 (90.0 to 91.0) | - | - | 2 |" in text
+    kd = "93.0 ± 1.4 (92.0 to 94.0)"
+    assert f"| `kd` | {kd} | {kd} | 83.0 ± 1.4 (82.0 to 84.0) | 2 |" in text
+    assert "teachers: 95.0 ± 0.1 (95.0 to 95.1)" in text
+    assert "](../claims/methods/signs.json)" in text
+    assert table.render_methods({}) == "Nothing has been measured yet."
+
+
+methods = load("methods")
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_each_method_has_a_student_with_labels_and_one_without(name: str) -> None:
+    how = methods.configs(load_config("signs"), name)
+    labelled, alone = how["labels"].distillation, how["answers"].distillation
+    assert labelled.ce_weight == methods.METHODS[name].ce
+    assert alone.ce_weight == 0
+    own = labelled.terms[-1]
+    assert alone.terms[-1] == own
+    assert own.loss.on_features == bool(own.at)
+    assert (len(alone.terms) == 2) == (own.loss.on_features and name != "simkd")
+
+
+def test_every_loss_is_measured() -> None:
+    assert {method.loss["name"] for method in methods.METHODS.values()} == set(LOSSES)

@@ -240,6 +240,15 @@ def test_the_learning_rate_rises_linearly_and_falls_by_a_cosine(progress: float,
     assert Training(lr=0.2, warmup=0.25).lr_at(progress) == pytest.approx(lr, abs=1e-9)
 
 
+def test_at_milestones_the_learning_rate_falls_to_a_tenth() -> None:
+    """The schedule of Tian et al. (2020) on CIFAR-100: 240 epochs, tenths at 150, 180 and 210."""
+    schedule = Training(epochs=240, lr=0.05, warmup=0, milestones=(150 / 240, 180 / 240, 210 / 240))
+    rates = [schedule.lr_at(epoch / 240) for epoch in (0, 149.9, 150, 179.9, 180, 209.9, 210, 240)]
+    expected = [0.05, 0.05, 0.005, 0.005, 5e-4, 5e-4, 5e-5, 5e-5]
+    assert rates == pytest.approx(expected, rel=1e-9)
+    assert Training(lr=0.2, warmup=0.5, milestones=(0.75,)).lr_at(0.25) == pytest.approx(0.1)
+
+
 def test_without_warmup_the_first_step_is_at_the_peak() -> None:
     assert Training(lr=0.3, warmup=0).lr_at(0) == 0.3
 

@@ -23,13 +23,15 @@ from foreshot.seeding import generator
 
 
 class Training(Part):
-    """How a network is trained: SGD with Nesterov momentum under a one-cycle learning rate.
+    """How a network is trained: SGD with Nesterov momentum.
 
     Args:
         epochs: passes over the set.
         batch: images a step.
         lr: peak learning rate; it rises linearly from zero over `warmup` and falls by a cosine.
         warmup: share of the steps before the peak.
+        milestones: shares of the steps at which the learning rate falls to a tenth, in place of
+            the cosine.
         momentum: Nesterov momentum.
         weight_decay: L2 penalty.
         augment: the views that the network sees: none, crop, crop_flip or strong.
@@ -39,6 +41,7 @@ class Training(Part):
     batch: Annotated[int, Field(ge=2)] = 128
     lr: Annotated[float, Field(gt=0)] = 0.2
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     augment: Augmentation = "none"
@@ -47,6 +50,8 @@ class Training(Part):
         """Learning rate after `progress` (0 to 1) of the steps."""
         if progress < self.warmup:
             return self.lr * progress / self.warmup
+        if self.milestones:
+            return self.lr * 0.1 ** sum(progress >= milestone for milestone in self.milestones)
         return self.lr * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
 
 
