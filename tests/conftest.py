@@ -87,15 +87,22 @@ class Rule(nn.Module):
         return self.logits(x)
 
 
-@pytest.fixture(scope="session")
-def torchdistill() -> ModuleType:
-    """torchdistill.losses.mid_level, which needs no working torchvision, only one that imports."""
+@pytest.fixture(scope="session", autouse=True)
+def torchvision_imports() -> Iterator[None]:
+    """Lets torchvision, and what imports it, import on a machine without CUDA."""
     # torchvision's wheel for CUDA has its operators in a library that a machine without CUDA
     # cannot load, and then fails over the missing schemas.
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         with suppress(RuntimeError):  # a torchvision that works has defined it
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield
+    del library
+
+
+@pytest.fixture(scope="session")
+def torchdistill() -> ModuleType:
+    """torchdistill.losses.mid_level, which needs no working torchvision, only one that imports."""
     from torchdistill.losses import mid_level
 
     return mid_level

@@ -252,7 +252,7 @@ def test_control_c_ends_a_real_run_with_130_and_it_goes_on(tmp_path: Path, fores
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "\nInterrupted. Run the same command again to go on.\n"
-    assert list((tmp_path / "home/store/work").glob("teacher-*/.checkpoint.safetensors"))
+    assert list((tmp_path / "home/store/work").glob("teacher-*/.teacher.safetensors"))
     assert (tmp_path / "out/config.yaml").is_file()
     assert not list((tmp_path / "out").glob("*.safetensors"))
 

@@ -128,7 +128,9 @@ class Stages:
         def train(folder: Path) -> None:
             model = build(network.model, data.images, len(data.classes), self.config.seed, stage)
             samples = Samples(data.images, {"y": labels})
-            self._fit(Supervised(model), samples, network, stage, folder)
+            for number, part in enumerate(network.model.parts(model)):
+                key = f"{stage} {number + 1}" if number else stage
+                self._fit(Supervised(part), samples, network, key, folder)
             save_model(folder / "model.safetensors", model, network.model, data.shape, data.classes)
 
         inputs = self._inputs(
@@ -214,6 +216,7 @@ class Stages:
             if compression is None:
                 architecture = network.model
                 model = build(architecture, transfer.images, classes, self.config.seed, "student")
+                architecture.adopt(model, teacher.model)
             else:
                 architecture = compression.architecture(teacher.loaded.architecture)
                 model = compression.start(teacher.model, teacher.loaded.architecture)
@@ -357,7 +360,7 @@ class Stages:
             stage=stage,
             label=label,
             listener=self.listener,
-            checkpoint=folder / ".checkpoint.safetensors",
+            checkpoint=folder / f".{stage}.safetensors",
         )
 
     def _answers(self, teacher: Trained) -> Tensor:

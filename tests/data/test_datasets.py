@@ -10,7 +10,7 @@ from foreshot.data.folder import Folder
 def test_every_dataset_goes_by_its_name() -> None:
     assert list(DATASETS) == [
         *("signs", "fashion-mnist-10k", "fashion-mnist", "digits", "cifar10", "cifar100"),
-        *("gtsrb", "folder", "tensor"),
+        *("gtsrb", "folder", "tensor", "hf"),
     ]
     for name, kind in DATASETS.items():
         assert kind.model_fields["name"].default == name

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
@@ -8,7 +9,7 @@ from foreshot.data.digits import Digits
 
 def test_every_fifth_image_of_a_class_is_tested() -> None:
     train, test = Digits().load(Path())
-    images, targets = load_digits(return_X_y=True)
+    images, targets = map(np.asarray, load_digits(return_X_y=True))
     source = torch.from_numpy(images).reshape(-1, 1, 8, 8)
     assert train.labels is not None
     assert test.labels is not None

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from foreshot.compression.base import Compression, trainable
 from foreshot.errors import ForeshotError
-from foreshot.models import AnyArchitecture
+from foreshot.models import AnyArchitecture, Ensemble, ReusedHead
 from foreshot.models.base import Normalized
 from foreshot.models.quantized import Quantized, quantize
 
@@ -27,6 +27,8 @@ class Quantize(Compression):
         return student
 
     def architecture(self, teacher: AnyArchitecture) -> AnyArchitecture:
-        if isinstance(teacher, Quantized):
-            raise ForeshotError("compression: expected a teacher in float, found a quantised one")
+        if isinstance(teacher, Quantized | Ensemble | ReusedHead):
+            raise ForeshotError(
+                f"compression: expected a teacher of one network in float, found {teacher.name}"
+            )
         return Quantized(of=teacher, bits=self.bits)

@@ -11,6 +11,7 @@ from foreshot.data.digits import Digits
 from foreshot.data.fashion_mnist import FashionMnist, FashionMnist10k
 from foreshot.data.folder import Folder
 from foreshot.data.gtsrb import Gtsrb
+from foreshot.data.hf import HuggingFace
 from foreshot.data.signs import Signs
 from foreshot.data.tensor import TensorFile, save_images
 from foreshot.errors import ForeshotError
@@ -26,7 +27,8 @@ AnyDataset = Annotated[
     | Cifar100
     | Gtsrb
     | Folder
-    | TensorFile,
+    | TensorFile
+    | HuggingFace,
     Field(discriminator="name"),
 ]
 DATASETS = members(Dataset, AnyDataset)

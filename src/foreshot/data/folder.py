@@ -69,10 +69,8 @@ class Folder(Dataset):
         pixels = np.empty((len(pictures), self.size, self.size, self.channels), np.uint8)
         for slot, picture in zip(pixels, pictures, strict=True):
             content = read_file(picture.path, LARGEST_PICTURE)
-            image = eight_bit(read_picture(content, FORMATS, str(picture.path)), picture.path)
-            image = image.convert("L" if self.channels == 1 else "RGB")
-            square = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
-            slot[:] = np.asarray(square).reshape(slot.shape)
+            image = decoded(content, self.channels, self.size, str(picture.path))
+            slot[:] = np.asarray(image).reshape(slot.shape)
         labels = torch.tensor([classes.index(picture.label) for picture in pictures])
         return ImageSet(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, classes)
 
@@ -120,7 +118,23 @@ def hold_out(found: list[Picture], share: float) -> tuple[list[Picture], list[Pi
     return [p for p in found if p not in test], [p for p in found if p in test]
 
 
-def eight_bit(picture: Image.Image, path: Path) -> Image.Image:
+def decoded(content: bytes, channels: int, size: int | None, what: str) -> Image.Image:
+    """One picture, in grey or in colour.
+
+    Args:
+        content: the encoded picture.
+        channels: 1 for grey or 3 for colour.
+        size: side of the square that it is cropped and resized to; None leaves it as it is.
+        what: the name to give the picture in an error.
+    """
+    picture = eight_bit(read_picture(content, FORMATS, what), what)
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    if size is None:
+        return picture
+    return ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+
+
+def eight_bit(picture: Image.Image, what: str | Path) -> Image.Image:
     """The picture in 8 bits a channel, laid on white where it is transparent."""
     if picture.mode.startswith("I;16"):
         levels = np.asarray(picture).astype(np.float64) / 257
@@ -130,4 +144,4 @@ def eight_bit(picture: Image.Image, path: Path) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     if picture.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
         return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
-    raise ForeshotError(f"{path}: expected at most 16 bits a channel, found mode {picture.mode}")
+    raise ForeshotError(f"{what}: expected at most 16 bits a channel, found mode {picture.mode}")

@@ -8,17 +8,22 @@ from torch import Tensor
 
 from foreshot.family import members
 from foreshot.models.base import Architecture, Normalized, channel_statistics
+from foreshot.models.ensemble import Ensemble, EnsembleNetwork
+from foreshot.models.from_timm import Timm
+from foreshot.models.from_torchvision import TorchVision
+from foreshot.models.from_transformers import Transformers
 from foreshot.models.mobilenet import MobileNetV2
 from foreshot.models.plain import Plain
 from foreshot.models.quantized import Quantized
 from foreshot.models.resnet import ResNet
+from foreshot.models.reused_head import ReusedHead
 from foreshot.models.shufflenet import ShuffleNetV2
 from foreshot.models.vgg import Vgg
 from foreshot.models.vit import Vit
 from foreshot.models.wide_resnet import WideResNet
 from foreshot.seeding import generator
 
-AnyArchitecture = Annotated[Plain | Quantized, Field(discriminator="name")]
+AnyArchitecture = Annotated[Plain | Ensemble | Quantized | ReusedHead, Field(discriminator="name")]
 ARCHITECTURES = members(Architecture, AnyArchitecture)
 
 
@@ -29,7 +34,8 @@ def build(
 
     Args:
         architecture: what to build.
-        images: uint8 (N, C, H, W), whose shape and channel statistics the model takes.
+        images: uint8 (N, C, H, W), whose shape and, unless the architecture has its own,
+            channel statistics the model takes.
         classes: number of logits.
         seed: the experiment's seed.
         key: what the model is for, such as "teacher"; another key draws other weights.
@@ -41,18 +47,26 @@ def build(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.set_rng_state(generator(seed, "init", key).get_state())
         network = architecture.build((channels, height, width), classes)
-    return Normalized(network, *channel_statistics(images))
+    given = architecture.normalisation()
+    mean, std = channel_statistics(images) if given is None else map(torch.tensor, given)
+    return Normalized(network, mean, std)
 
 
 __all__ = [
     "ARCHITECTURES",
     "AnyArchitecture",
     "Architecture",
+    "Ensemble",
+    "EnsembleNetwork",
     "MobileNetV2",
     "Normalized",
     "Quantized",
     "ResNet",
+    "ReusedHead",
     "ShuffleNetV2",
+    "Timm",
+    "TorchVision",
+    "Transformers",
     "Vgg",
     "Vit",
     "WideResNet",

@@ -30,13 +30,36 @@ class Architecture(Member):
             ForeshotError: images of this size do not fit the architecture.
         """
 
+    def parts(self, model: "Normalized") -> list["Normalized"]:
+        """What of a network is trained on labels apart from the rest; mostly all of it as one."""
+        return [model]
+
+    def adopt(self, student: "Normalized", teacher: "Normalized") -> None:
+        """Takes over, before it is distilled, what a student keeps of its teacher; mostly nothing.
+
+        Args:
+            student: a network of this architecture, changed in place.
+            teacher: its teacher.
+        """
+
+    @property
+    def title(self) -> str:
+        """What errors call it."""
+        return f"model {type(self).model_fields['name'].default}"
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of each channel that its weights expect, in units of [0, 1].
+
+        None stands for those of the training images.
+        """
+        return None
+
     def check_side(self, shape: tuple[int, int, int], smallest: int) -> None:
         """Refuses images with a side of fewer than `smallest` pixels."""
         _, height, width = shape
         if min(height, width) < smallest:
             wanted = f"images of at least {smallest} x {smallest} pixels"
-            name = type(self).model_fields["name"].default
-            raise ForeshotError(f"model {name}: expected {wanted}, found {height} x {width}")
+            raise ForeshotError(f"{self.title}: expected {wanted}, found {height} x {width}")
 
 
 class Normalized(nn.Module):
@@ -91,3 +114,11 @@ def convolution(
     return nn.Conv2d(
         inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False
     )
+
+
+def active(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """A convolution, normalised and rectified."""
+    conv = convolution(inputs, outputs, kernel, stride, groups)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]

@@ -106,12 +106,13 @@ def _digest(header: Header, model: Normalized) -> str:
 
 def _blank(path: Path, header: Header) -> Normalized:
     """The model without values: on the meta device nothing is allocated, and nothing drawn."""
-    channels = torch.ones(header.shape[0], device="meta")
     try:
         with torch.device("meta"):
             network = header.architecture.build(header.shape, len(header.classes))
+        given = header.architecture.normalisation()
     except ForeshotError as error:
         raise ForeshotError(f"{path}: {error}") from error
+    channels = torch.empty(header.shape[0] if given is None else len(given[0]), device="meta")
     return Normalized(network, channels, channels)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from foreshot.models.base import Architecture, convolution, kaiming
+from foreshot.models.base import Architecture, active, convolution, kaiming
 
 
 class MobileNetV2(Architecture):
@@ -39,7 +39,7 @@ class InvertedNetwork(nn.Module):
             int(c * width) for c in (32, 16, 24, 32, 64, 96, 160, 320)
         )
         last = max(1280, int(1280 * width))
-        self.stem = nn.Sequential(*_active(channels, stem, 3, stride=2))
+        self.stem = nn.Sequential(*active(channels, stem, 3, stride=2))
         self.layer1 = nn.Sequential(
             InvertedResidual(stem, c1, 1, expansion=1), *_blocks(c1, c2, 2, 1, expansion)
         )
@@ -50,7 +50,7 @@ class InvertedNetwork(nn.Module):
         self.layer4 = nn.Sequential(
             *_blocks(c5, c6, 3, 2, expansion), *_blocks(c6, c7, 1, 1, expansion)
         )
-        self.head = nn.Sequential(*_active(c7, last, 1))
+        self.head = nn.Sequential(*active(c7, last, 1))
         self.fc = nn.Linear(last, classes)
         kaiming(self)
 
@@ -66,8 +66,8 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = inputs * expansion
         self.conv = nn.Sequential(
-            *_active(inputs, hidden, 1),
-            *_active(hidden, hidden, 3, stride, groups=hidden),
+            *active(inputs, hidden, 1),
+            *active(hidden, hidden, 3, stride, groups=hidden),
             convolution(hidden, outputs, 1),
             nn.BatchNorm2d(outputs),
         )
@@ -75,13 +75,6 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(x) if self.adds else self.conv(x)
-
-
-def _active(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
-    conv = convolution(inputs, outputs, kernel, stride, groups)
-    return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
 def _blocks(inputs: int, outputs: int, number: int, stride: int, expansion: int) -> list[nn.Module]:

@@ -31,6 +31,9 @@ class Quantized(Architecture):
     of: PlainArchitecture = ResNet(depth=8)
     bits: int = Field(default=8, ge=2, le=8)
 
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        return self.of.normalisation()
+
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         network = self.of.build(shape, classes)
         quantize(network, self.bits)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foreshot.models.base import Architecture, convolution, kaiming
+from foreshot.models.base import Architecture, active, convolution, kaiming
 
 CHANNELS = {
     "x0.5": (48, 96, 192, 1024),
@@ -43,11 +43,11 @@ class ShuffledNetwork(nn.Module):
     def __init__(self, channels: int, widths: tuple[int, int, int, int], classes: int) -> None:
         super().__init__()
         first, second, third, last = widths
-        self.stem = nn.Sequential(*_active(channels, 24, 1))
+        self.stem = nn.Sequential(*active(channels, 24, 1))
         self.layer1 = _stage(24, first, 4)
         self.layer2 = _stage(first, second, 8)
         self.layer3 = _stage(second, third, 4)
-        self.head = nn.Sequential(*_active(third, last, 1))
+        self.head = nn.Sequential(*active(third, last, 1))
         self.fc = nn.Linear(last, classes)
         kaiming(self)
 
@@ -74,16 +74,11 @@ class DownUnit(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         half = outputs // 2
-        self.shortcut = nn.Sequential(*_depthwise(inputs, 2), *_active(inputs, half, 1))
+        self.shortcut = nn.Sequential(*_depthwise(inputs, 2), *active(inputs, half, 1))
         self.branch = _bottleneck(inputs, half, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.channel_shuffle(torch.cat([self.shortcut(x), self.branch(x)], 1), 2)
-
-
-def _active(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
-    conv = convolution(inputs, outputs, kernel)
-    return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
 def _depthwise(channels: int, stride: int) -> list[nn.Module]:
@@ -92,7 +87,7 @@ def _depthwise(channels: int, stride: int) -> list[nn.Module]:
 
 def _bottleneck(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        *_active(inputs, outputs, 1), *_depthwise(outputs, stride), *_active(outputs, outputs, 1)
+        *active(inputs, outputs, 1), *_depthwise(outputs, stride), *active(outputs, outputs, 1)
     )
 
 

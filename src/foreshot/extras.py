@@ -1,0 +1,32 @@
+"""Packages that only some members need: imported when they are, and named when they are missing."""
+
+from importlib import import_module
+from types import ModuleType
+
+from foreshot.errors import ForeshotError
+
+
+def imported(package: str, extra: str, what: str) -> ModuleType:
+    """The package.
+
+    Args:
+        package: its name.
+        extra: of foreshot, which brings it along.
+        what: the name to give in the error to what needs it.
+
+    Raises:
+        ForeshotError: the package is not there, or does not import.
+    """
+    try:
+        return import_module(package)
+    except Exception as error:  # a package that is there but broken raises anything
+        raise ForeshotError(
+            f"{what}: expected the package {package} (pip install 'foreshot[{extra}]'), "
+            f"found {brief(error)}"
+        ) from error
+
+
+def brief(error: Exception) -> str:
+    """What a foreign error says, on one line and not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]} ..."
