@@ -365,8 +365,8 @@ def test_what_a_loss_learns_is_seeded_trained_and_saved(
         make()
     with pytest.raises(ForeshotError, match="term 0_scaled: expected the number of samples"):
         Distiller(student, tiny.teacher, [term], example=x)
-    with pytest.raises(ForeshotError, match="term 0_scaled: expected pairs of layers"):
-        Distiller(student, tiny.teacher, [Term(Scaled())], example=x, samples=16)
+    with pytest.raises(ValueError, match="loss 'scaled' compares features: expected at, pairs of"):
+        Term(Scaled())
 
 
 def test_teacher_and_student_of_other_classes_cannot_be_compared(tiny: Tiny, x: Tensor) -> None:

@@ -1,11 +1,11 @@
 """A student, its teacher and what they are to have in common, as one module."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 from torch import Tensor, nn
 
 from foreshot.distillation.losses import AnyLoss, LabelledLoss, Loss, Pair, Signals
@@ -40,6 +40,15 @@ class Term(Part):
     def __init__(self, *values: Any, **fields: Any) -> None:
         super().__init__(**dict(zip(type(self).model_fields, values, strict=False)), **fields)
 
+    @model_validator(mode="after")
+    def _features_have_layers(self) -> Self:
+        if self.loss.on_features and not self.at:
+            raise ValueError(
+                f"the loss {self.loss.name!r} compares features: expected at, pairs of layers such "
+                "as [[network.layer3, network.layer3]]"
+            )
+        return self
+
 
 class Distiller(nn.Module):
     """Weighted distillation terms of any pair of networks; a plain module that returns a dict.
@@ -59,8 +68,8 @@ class Distiller(nn.Module):
         seed: draws what losses learn.
 
     Raises:
-        ForeshotError: a term names a layer that is not there, or needs layers, an example or the
-            number of samples.
+        ForeshotError: a term names a layer that is not there, or needs an example or the number of
+            samples.
     """
 
     def __init__(
@@ -85,8 +94,6 @@ class Distiller(nn.Module):
         self._teacher_taps = Taps(teacher, [pair[1] for pair in pairs], "teacher")
         self.learned = nn.ModuleDict()
         for place, term in self._named_terms():
-            if term.loss.on_features and not term.at:
-                raise ForeshotError(f"term {place}: expected pairs of layers (at), found none")
             if term.loss.needs_index and samples is None:
                 raise ForeshotError(f"term {place}: expected the number of samples in the set")
             learns = type(term.loss).learn is not Loss.learn
