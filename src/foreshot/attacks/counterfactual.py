@@ -49,7 +49,9 @@ class Counterfactual(Pgd):
         for number in range(self.rounds):
             surrogate = self._surrogate(view, poison, number + 1)
             view = replace(view, students=(*view.students, surrogate))
-            poison = super().craft(view)
+            # Only what is stored has to convince every time; the rest teaches a surrogate.
+            retries = self.retries if number + 1 == self.rounds else 0
+            poison = Pgd.craft(self.model_copy(update={"retries": retries}), view)
         assert poison is not None  # there is one round or more
         return poison
 
