@@ -71,3 +71,13 @@ def test_a_head_cannot_be_reused_on_tokens(tiny: Tiny) -> None:
     body = Vit(dim=16, depth=3, heads=2)
     with pytest.raises(ForeshotError, match="^model reused_head: expected a body of maps"):
         build(ReusedHead(body=body), tiny.train.images, 4, 0, "student")
+
+
+def test_only_the_head_of_the_very_teacher_is_reused(tiny: Tiny) -> None:
+    images = tiny.train.images
+    student = build(ReusedHead(body=ARCHITECTURE, head=ARCHITECTURE), images, 4, 0, "student")
+    wider, several = ResNet(depth=8, width=2), Ensemble(of=ARCHITECTURE, count=2)
+    for other, found in ((wider, "found fc Linear"), (several, "found EnsembleNetwork")):
+        teacher = build(other, images, 4, 0, "teacher")
+        with pytest.raises(ForeshotError, match=f"a teacher of the architecture head.*{found}"):
+            ReusedHead(body=ARCHITECTURE, head=ARCHITECTURE).adopt(student, teacher)

@@ -52,9 +52,15 @@ class ReusedHead(Architecture):
         )
 
     def adopt(self, student: Normalized, teacher: Normalized) -> None:
-        student.network.get_submodule("fc").load_state_dict(
-            teacher.network.get_submodule("fc").state_dict()
-        )
+        own, theirs = student.network.get_submodule("fc"), getattr(teacher.network, "fc", None)
+        assert isinstance(own, nn.Linear)
+        if not isinstance(theirs, nn.Linear) or theirs.weight.shape != own.weight.shape:
+            found = type(teacher.network).__name__ if theirs is None else f"fc {theirs}"
+            raise ForeshotError(
+                f"model reused_head: expected a teacher of the architecture head, with fc {own}, "
+                f"found {found}"
+            )
+        own.load_state_dict(theirs.state_dict())
 
 
 class ReusedHeadNetwork(nn.Module):
