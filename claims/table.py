@@ -117,20 +117,26 @@ def _methods(name: str, claim: Mapping[str, Any]) -> str:
     rows = [(f"`{name}`", *head[1:], "seeds"), ("---", *("--:",) * 4)]
     for method in order:
         mine = [run for run in runs if run["method"] == method]
-        found = [[run[how][key]["value"] for run in mine if how in run] for how, key in columns]
-        rows.append((f"`{method}`", *map(_of_seeds, found), str(len(mine))))
-    teachers = {run["seed"]: run["teacher"]["value"] for run in runs}
+        found = [
+            _of_seeds([run[how].get(key) for run in mine if how in run]) for how, key in columns
+        ]
+        rows.append((f"`{method}`", *found, str(len(mine))))
+    teachers = {run["seed"]: run["teacher"] for run in runs}
     note = f"Accuracy of the teachers: {_of_seeds(list(teachers.values()))}."
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     command = f"- [`{name}`](../claims/methods/{name}.json): `{claim['command']}`"
     return f"{table}\n\nRates in %, as in the README. {note}\n\n{command}, {_circumstances(claim)}."
 
 
-def _of_seeds(values: list[float]) -> str:
+def _of_seeds(rates: list[Mapping[str, Any] | None]) -> str:
+    """Mean and spread of the rates; None stands for a training that failed."""
+    values = [rate["value"] for rate in rates if rate is not None]
+    failed = f"{len(rates) - len(values)} failed" if len(values) < len(rates) else ""
     if not values:
-        return "-"
+        return failed or "-"
     spread = {"min": min(values), "mean": mean(values), "max": max(values)}
-    return _spread(spread | {"std": stdev(values) if len(values) > 1 else None})
+    std = stdev(values) if len(values) > 1 else None
+    return ", ".join(filter(None, (_spread(spread | {"std": std}), failed)))
 
 
 def _note(name: str, claim: Mapping[str, Any]) -> str:

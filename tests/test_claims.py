@@ -174,6 +174,9 @@ def test_methods_are_rows_with_their_spread_over_the_seeds(claims: dict[str, Any
     assert f"| `kd` | {kd} | {kd} | 83.0 ± 1.4 (82.0 to 84.0) | 2 |" in text
     assert "teachers: 95.0 ± 0.1 (95.0 to 95.1)" in text
     assert "](../claims/methods/signs.json)" in text
+    runs.append({"method": "at", "seed": 0, "teacher": rate(950), "labels": {"failed": "nan"}})
+    text = table.render_methods({"signs": {**claims["b"], "seeds": [0, 1], "runs": runs}})
+    assert "| `at` | 1 failed | - | - | 1 |" in text
     assert table.render_methods({}) == "Nothing has been measured yet."
 
 
