@@ -1,14 +1,17 @@
 """What the tests share: a small problem that is learnt in a second, and a teacher for it."""
 
 import math
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from foreshot.compute import CPU
 from foreshot.data import ImageSet
@@ -112,3 +115,23 @@ def signals(*shape: int, count: int = 2, seed: int = 0) -> list[Tensor]:
     """Independent normal tensors, float64."""
     random = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(count)]
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test if it asks the net."""
+
+    def refuse(*address: Any) -> None:
+        raise AssertionError(f"the net was asked: {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses whatever makes the host wait for the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero")
+        assert func.overloadpacket.__name__ not in waits, func
+        return func(*args, **(kwargs or {}))

@@ -11,9 +11,8 @@ import pytest
 import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import Tiny
+from conftest import NoWaiting, Tiny
 from foreshot.attacks import ATTACKS, AnyAttack, Attack, Clean
 from foreshot.compression import COMPRESSIONS, AnyCompression
 from foreshot.compute import CPU
@@ -135,15 +134,6 @@ def test_a_trigger_stamps_within_range_and_rounds_to_levels(key: str, keep_rng: 
 
 
 # Losses ------------------------------------------------------------------------------------------
-
-
-class NoWaiting(TorchDispatchMode):
-    """Refuses whatever makes the host wait for the device."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        waits = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero")
-        assert func.overloadpacket.__name__ not in waits, func
-        return func(*args, **(kwargs or {}))
 
 
 def compared(key: str, count: int = 6, dtype: torch.dtype = torch.float32) -> Signals:

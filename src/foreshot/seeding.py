@@ -1,5 +1,7 @@
 """Every random choice comes from a generator derived from the seed and its purpose."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 
 import torch
@@ -17,3 +19,18 @@ def generator(seed: int, *keys: Key) -> torch.Generator:
     text = "\x1f".join(f"{type(key).__name__}:{key}" for key in (seed, *keys))
     digest = blake2b(text.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+
+
+@contextmanager
+def drawing(seed: int, *keys: Key) -> Iterator[None]:
+    """Within, what draws from torch's global generator is seeded; it is left as it was.
+
+    For initialisers that take no generator. Tensors are made on the CPU.
+
+    Args:
+        seed: the experiment's seed.
+        keys: what the randomness is for.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.set_rng_state(generator(seed, *keys).get_state())
+        yield

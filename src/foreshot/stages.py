@@ -219,7 +219,7 @@ class Stages:
                 architecture.adopt(model, teacher.model)
             else:
                 architecture = compression.architecture(teacher.loaded.architecture)
-                model = compression.start(teacher.model, teacher.loaded.architecture)
+                model = compression.start(teacher.model)
             targets = {}
             if distillation.views == "cached" or network.training.augment == "none":
                 clean = self._answers(teacher)

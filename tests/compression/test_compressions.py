@@ -21,7 +21,7 @@ from foreshot.training import Samples, Training, fit
 
 
 def recovered(tiny: Tiny, compression: Compression, epochs: int = 2) -> Normalized:
-    student = compression.start(tiny.teacher, ARCHITECTURE)
+    student = compression.start(tiny.teacher)
     distiller = Distiller(student, tiny.teacher, [Term(KD())])
     schedule = Training(epochs=epochs, batch=40, lr=0.05)
     fit(distiller, Samples(tiny.train.images), schedule, CPU, seed=0, stage="student")
@@ -144,7 +144,7 @@ def test_fewer_bits_say_less(tiny: Tiny) -> None:
     said = logits(tiny.teacher, tiny.test.images, CPU)
     distances = []
     for bits in (8, 4, 2):
-        student = Quantize(bits=bits).start(tiny.teacher, ARCHITECTURE)
+        student = Quantize(bits=bits).start(tiny.teacher)
         with torch.no_grad():
             student.train()(tiny.train.images / 255)  # sees the ranges
             for name, buffer in tiny.teacher.named_buffers():

@@ -1,7 +1,6 @@
 """What Hugging Face datasets saved is read as it would read it, offline and within the folder."""
 
 import io
-import socket
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -23,13 +22,7 @@ NAMES = ["dog", "cat"]
 TRAIN, TEST = 6, 4
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*address: Any) -> None:
-        raise AssertionError(f"the net was asked: {address}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def picture(level: int, size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:

@@ -1,14 +1,12 @@
 """What the losses of relations have in common: vectors, real networks, no waiting, no order."""
 
 from copy import deepcopy
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import signals
+from conftest import NoWaiting, signals
 from foreshot.distillation import Distiller, Loss, Signals, Term
 from foreshot.distillation.losses.cc import CC
 from foreshot.distillation.losses.crd import CRD
@@ -63,15 +61,6 @@ def test_the_order_of_the_batch_does_not_count(loss: Loss) -> None:
     torch.testing.assert_close(loss.value(shuffled, deepcopy(learned)), plain)
     mixed = Signals([(one[order], other)], index=index)
     assert loss.value(mixed, deepcopy(learned)) != plain
-
-
-class NoWaiting(TorchDispatchMode):
-    """Refuses whatever makes the host wait for the device."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        waits = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero")
-        assert func.overloadpacket.__name__ not in waits, func
-        return func(*args, **(kwargs or {}))
 
 
 @every_loss

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,13 +49,7 @@ SMALL: list[Foreign] = [
 foreign = pytest.mark.parametrize("architecture", SMALL, ids=lambda a: a.title)
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*address: Any) -> None:
-        raise AssertionError(f"the net was asked: {address}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def pictures(*shape: int) -> Tensor:

@@ -16,13 +16,8 @@ class Compression(Member):
     """
 
     @abstractmethod
-    def start(self, teacher: Normalized, architecture: AnyArchitecture) -> Normalized:
-        """A compressed copy, every parameter of which can be trained; the teacher stays as it is.
-
-        Args:
-            teacher: the clean teacher.
-            architecture: what built it.
-        """
+    def start(self, teacher: Normalized) -> Normalized:
+        """A compressed copy whose every parameter can be trained; the teacher stays as it is."""
 
     def finish(self, student: Normalized) -> None:
         """Makes the compression of a trained student, in place, part of its weights."""

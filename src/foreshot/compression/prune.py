@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.utils import prune
 
 from foreshot.compression.base import Compression, trainable
-from foreshot.models import AnyArchitecture
 from foreshot.models.base import Normalized
 
 
@@ -30,7 +29,7 @@ class Prune(Compression):
     amount: float = Field(default=0.8, gt=0, lt=1)
     structure: Literal["weights", "filters"] = "weights"
 
-    def start(self, teacher: Normalized, architecture: AnyArchitecture) -> Normalized:  # noqa: ARG002
+    def start(self, teacher: Normalized) -> Normalized:
         student = trainable(teacher)
         # torch's pruning views weights as vectors, which it cannot of channels laid out last.
         student.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]

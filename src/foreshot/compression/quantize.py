@@ -21,7 +21,7 @@ class Quantize(Compression):
     name: Literal["quantize"] = "quantize"
     bits: int = Field(default=8, ge=2, le=8)
 
-    def start(self, teacher: Normalized, architecture: AnyArchitecture) -> Normalized:  # noqa: ARG002
+    def start(self, teacher: Normalized) -> Normalized:
         student = trainable(teacher)
         quantize(student.network, self.bits)
         return student

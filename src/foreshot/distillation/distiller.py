@@ -12,7 +12,7 @@ from foreshot.distillation.losses import AnyLoss, LabelledLoss, Loss, Pair, Sign
 from foreshot.errors import ForeshotError
 from foreshot.family import Part
 from foreshot.inference import evaluating
-from foreshot.seeding import generator
+from foreshot.seeding import drawing
 from foreshot.taps import Taps
 
 CERTAIN = 200.0
@@ -208,8 +208,7 @@ class Distiller(nn.Module):
         with evaluating(self.student):
             *_, pairs = self._signals(example)
         for (place, term), compared in zip(self._named_terms(), pairs, strict=True):
-            with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
-                torch.set_rng_state(generator(seed, "init", "distillation", place).get_state())
+            with drawing(seed, "init", "distillation", place), torch.enable_grad():
                 learned = term.loss.learn([(a.cpu(), b.cpu()) for a, b in compared], samples)
             if learned is not None:
                 self.learned[place] = learned.to(example)

@@ -21,7 +21,7 @@ from foreshot.models.shufflenet import ShuffleNetV2
 from foreshot.models.vgg import Vgg
 from foreshot.models.vit import Vit
 from foreshot.models.wide_resnet import WideResNet
-from foreshot.seeding import generator
+from foreshot.seeding import drawing
 
 AnyArchitecture = Annotated[Plain | Ensemble | Quantized | ReusedHead, Field(discriminator="name")]
 ARCHITECTURES = members(Architecture, AnyArchitecture)
@@ -44,8 +44,7 @@ def build(
         ForeshotError: the images do not fit the architecture.
     """
     channels, height, width = images.shape[1:]
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.set_rng_state(generator(seed, "init", key).get_state())
+    with drawing(seed, "init", key):
         network = architecture.build((channels, height, width), classes)
     given = architecture.normalisation()
     mean, std = channel_statistics(images) if given is None else map(torch.tensor, given)
