@@ -5,7 +5,7 @@
 Hinton's distillation of the same networks, from the same weights, with the same batches, schedule
 and temperature, on `signs`, by four loops:
 
-- `foreshot`: what `foreshot run` does; without augmentation the teacher is asked once;
+- `foreshot`: what `foreshot run` does; the teacher is asked once about each view;
 - `loader`: the way of RepDistiller and mdistiller: a DataLoader with two workers, an image at a
   time through PIL, float32 in NCHW, the teacher asked at each step, meters read at each step;
 - `tutorial`: the same without workers and meters, as in PyTorch's tutorial;
@@ -36,7 +36,7 @@ from foreshot.compute import Compute, compute
 from foreshot.data import ImageSet, Signs
 from foreshot.distillation import KD, Distiller, Term, kd
 from foreshot.files import write_json
-from foreshot.inference import logits
+from foreshot.inference import logits, place
 from foreshot.models import ResNet, build
 from foreshot.record import environment
 from foreshot.seeding import generator
@@ -50,11 +50,9 @@ AIM = 4.0
 def foreshot(
     student: nn.Module, teacher: nn.Module, images: ImageSet, training: Training, engine: Compute
 ) -> None:
-    known = {}
-    if training.augment == "none":
-        known["teacher_logits"] = logits(teacher, images.images, engine)
     distiller = Distiller(student, teacher, [Term(KD(temperature=4))])
-    fit(distiller, Samples(images.images, known), training, engine, seed=0, stage="student")
+    samples = Samples(images.images, teacher=place(teacher, engine))
+    fit(distiller, samples, training, engine, seed=0, stage="student")
 
 
 class Pictures(Dataset[Tensor]):

@@ -9,7 +9,36 @@ from torch import Tensor
 Augmentation = Literal["none", "crop", "crop_flip", "strong"]
 
 
-def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
+def number_of_views(kind: Augmentation, shape: tuple[int, int, int]) -> int | None:
+    """How many views an image (C, H, W) has; None where they are not counted."""
+    if kind == "strong":
+        return None
+    height, width = _shifts(shape) if kind != "none" else (1, 1)
+    return height * width * (2 if kind == "crop_flip" else 1)
+
+
+def draw_views(
+    count: int, shape: tuple[int, int, int], kind: Augmentation, generator: torch.Generator
+) -> Tensor:
+    """A random view of each image, by its number: which crop, and whether it is mirrored.
+
+    Args:
+        count: number of images.
+        shape: (C, H, W) of one image.
+        kind: which views.
+        generator: a CPU generator.
+
+    Returns:
+        int64 (count,), in [0, number_of_views) where these are counted.
+    """
+    counted = number_of_views("crop_flip" if kind == "strong" else kind, shape)
+    assert counted is not None
+    return torch.randint(0, counted, (count,), generator=generator)
+
+
+def augment(
+    images: Tensor, kind: Augmentation, generator: torch.Generator, views: Tensor | None = None
+) -> Tensor:
     """One random view of each image.
 
     `crop` pads by an eighth of the side (4 pixels of 32; reflected) and crops at random;
@@ -21,18 +50,25 @@ def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> T
         images: uint8 (N, C, H, W).
         kind: which views.
         generator: a CPU generator.
+        views: what `draw_views` gave, int64 (N,); drawn here if None.
 
     Returns:
         uint8 (N, C, H, W).
     """
     if kind == "none":
         return images
-    views = _crop(images, generator)
+    channels, height, width = images.shape[1:]
+    shape = channels, height, width
+    if views is None:
+        views = draw_views(len(images), shape, kind, generator)
+    views = views.to(images.device)
     if kind == "crop":
-        return views
-    flip = _uniform(images, generator) < 0.5
-    views = torch.where(flip, views.flip(3), views)
-    return views if kind == "crop_flip" else _cutout(_light(views, generator), generator)
+        return _crop(images, views, shape)
+    cropped = _crop(images, views // 2, shape)
+    cropped = torch.where((views % 2 == 1)[:, None, None, None], cropped.flip(3), cropped)
+    if kind == "crop_flip":
+        return cropped
+    return _cutout(_light(cropped, generator), generator)
 
 
 def _uniform(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -40,17 +76,21 @@ def _uniform(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand((len(images), 1, 1, 1), generator=generator).to(images.device)
 
 
-def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    n, _, height, width = images.shape
-    pad_y, pad_x = max(height // 8, 1), max(width // 8, 1)
+def _shifts(shape: tuple[int, int, int]) -> tuple[int, int]:
+    """By how many ways a crop may lie, down and across."""
+    _, height, width = shape
+    return 2 * max(height // 8, 1) + 1, 2 * max(width // 8, 1) + 1
+
+
+def _crop(images: Tensor, places: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    _, height, width = shape
+    down, across = _shifts(shape)
     # Reflection is not implemented for uint8 tensors; an index does it without a float copy.
-    rows = _reflected(height, pad_y).to(images.device)
-    columns = _reflected(width, pad_x).to(images.device)
-    top = torch.randint(0, 2 * pad_y + 1, (n, 1), generator=generator).to(images.device)
-    left = torch.randint(0, 2 * pad_x + 1, (n, 1), generator=generator).to(images.device)
-    y = rows[top + torch.arange(height, device=images.device)]
-    x = columns[left + torch.arange(width, device=images.device)]
-    image = torch.arange(n, device=images.device)
+    rows = _reflected(height, down // 2).to(images.device)
+    columns = _reflected(width, across // 2).to(images.device)
+    y = rows[(places // across)[:, None] + torch.arange(height, device=images.device)]
+    x = columns[(places % across)[:, None] + torch.arange(width, device=images.device)]
+    image = torch.arange(len(images), device=images.device)
     picked = images.permute(0, 2, 3, 1)[image[:, None, None], y[:, :, None], x[:, None, :]]
     return picked.permute(0, 3, 1, 2)
 

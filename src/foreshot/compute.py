@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from foreshot.errors import ForeshotError
 
@@ -24,6 +25,13 @@ class Compute:
     def autocast(self) -> torch.autocast:
         """bfloat16 autocast, or nothing."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def holds(self, images: Tensor) -> bool:
+        """Whether a whole set may lie on the device; if not, each batch is brought there."""
+        if self.device.type == "cpu":
+            return True
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return images.nbytes < free / 2
 
     def describe(self) -> dict[str, str | int]:
         """What the bits of a result depend on beside the inputs."""

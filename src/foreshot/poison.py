@@ -46,9 +46,7 @@ class Poison:
 
     def apply(self, transfer: ImageSet) -> ImageSet:
         """The transfer set with the poison in it. Labels stay those of the original images."""
-        images = transfer.images.clone()
-        images[self.indices] = self.images
-        return ImageSet(images, transfer.labels, transfer.classes)
+        return transfer.replaced(self.indices, self.images)
 
     def answers(self, clean: Tensor, teacher: nn.Module, compute: Compute) -> Tensor:
         """What a teacher says of the poisoned set, float (N, K), by what it says of the clean one.

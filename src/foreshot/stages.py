@@ -34,7 +34,7 @@ from foreshot.views import AttackerView
 
 EXAMPLE = 64
 """Images that show a loss the shapes and the statistics of the features it compares."""
-TRAINING = ("training.py", "augment.py", "inference.py", "models", "seeding.py")
+TRAINING = ("training.py", "recall.py", "augment.py", "inference.py", "models", "seeding.py")
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,11 +220,14 @@ class Stages:
             else:
                 architecture = compression.architecture(teacher.loaded.architecture)
                 model = compression.start(teacher.model)
-            targets = {}
-            if distillation.views == "cached" or network.training.augment == "none":
+            targets, asked = {}, None
+            augmentation = network.training.augment
+            if distillation.views == "cached" or augmentation == "none":
                 clean = self._answers(teacher)
                 answers = poison.poison.answers(clean, teacher.model, self.compute)
                 targets["teacher_logits"] = answers
+            elif augmentation != "strong" and not any(term.at for term in distillation.terms):
+                asked = teacher.model
             dictated = poison.poison.dictated(len(transfer))
             if dictated is not None:
                 targets["dictated"] = dictated
@@ -246,9 +249,8 @@ class Stages:
                 targets["y"] = transfer.labels
             if "index" in distiller.needs:
                 targets["index"] = torch.arange(len(transfer))
-            self._fit(
-                distiller, Samples(transfer.images, targets), network, "student", folder, label
-            )
+            samples = Samples(transfer.images, targets, asked)
+            self._fit(distiller, samples, network, "student", folder, label)
             if compression is not None:
                 compression.finish(model)
             save_model(

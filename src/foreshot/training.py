@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from foreshot.augment import Augmentation, augment
+from foreshot.augment import Augmentation, augment, draw_views
 from foreshot.compute import Compute
 from foreshot.errors import ForeshotError
 from foreshot.family import Part
 from foreshot.files import read_tensors, write_tensors
 from foreshot.inference import pixels, place
 from foreshot.progress import Event, Listener, silent
+from foreshot.recall import Recall
 from foreshot.seeding import generator
 
 
@@ -62,10 +63,17 @@ class Samples:
     Args:
         images: uint8 (N, C, H, W).
         targets: what the module takes beside the images, by argument name; each (N, ...).
+        teacher: a frozen network whose logits of the very views the module takes as
+            `teacher_logits`; a view that comes up again is not asked about again.
     """
 
     images: Tensor
     targets: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher: nn.Module | None = None
+
+
+AHEAD = 8
+"""Batches whose views a teacher is asked about together."""
 
 
 class Supervised(nn.Module):
@@ -111,7 +119,7 @@ def fit(
     label = label or stage
     device = compute.device
     place(module, compute).train()
-    images = samples.images.to(device)
+    images = samples.images.to(device) if compute.holds(samples.images) else samples.images
     targets = {name: tensor.to(device) for name, tensor in samples.targets.items()}
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
@@ -122,24 +130,37 @@ def fit(
         nesterov=training.momentum > 0,
         fused=True,
     )
-    count = len(images)
+    count, shape = len(images), (images.shape[1], images.shape[2], images.shape[3])
+    recall = None
+    if samples.teacher is not None:
+        recall = Recall(samples.teacher, images, training.augment, compute)
     total = count * training.epochs
     start = _resume(checkpoint, module, optimizer, parameters) if checkpoint else 0
     listener(Event(label, "start", start * count, total))
     for epoch in range(start, training.epochs):
         began = time.perf_counter()
         losses, steps, failed = torch.zeros((3,), device=device).unbind()
-        order = torch.randperm(count, generator=generator(seed, stage, "order", epoch)).to(device)
-        views = generator(seed, stage, "augment", epoch)
+        # On the CPU, as are the views: what is looked up by them never waits for the device.
+        order = torch.randperm(count, generator=generator(seed, stage, "order", epoch))
+        random = generator(seed, stage, "augment", epoch)
+        views = draw_views(count, shape, training.augment, random)
         done = 0
-        for batch in order.split(training.batch):
+        for number, batch in enumerate(order.split(training.batch)):
+            if recall and number % AHEAD == 0:
+                ahead = order[done : done + AHEAD * training.batch]
+                recall.prepare(ahead, views[ahead])
             if len(batch) < 2:  # BatchNorm has no variance of one image
                 continue
             for group in optimizer.param_groups:
                 group["lr"] = training.lr_at((epoch * count + done) / total)
-            x = pixels(augment(images[batch], training.augment, views))
+            index = batch.to(device, non_blocking=True)
+            seen = images[batch.to(images.device, non_blocking=True)].to(device, non_blocking=True)
+            x = pixels(augment(seen, training.augment, random, views[batch]))
+            given = {name: tensor[index] for name, tensor in targets.items()}
+            if recall:
+                given["teacher_logits"] = recall(batch, views[batch])
             with compute.autocast():
-                loss = module(x, **{name: t[batch] for name, t in targets.items()})["loss"]
+                loss = module(x, **given)["loss"]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             # From the first step whose loss is not finite on, the weights stay as they were; the

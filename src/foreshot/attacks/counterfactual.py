@@ -77,12 +77,16 @@ class Counterfactual(Pgd):
         if poison is not None:
             images = images.index_copy(0, poison.indices, poison.images)
             answers = poison.answers(answers, view.teacher, view.compute)
+        teacher = frozen(view.teacher, view.compute)
         # Of augmented views the teacher is asked anew.
-        known = {"teacher_logits": answers} if self.training.augment == "none" else {}
+        samples = Samples(images, {"teacher_logits": answers})
+        if self.training.augment != "none":
+            counted = self.training.augment != "strong"
+            samples = Samples(images, teacher=teacher if counted else None)
         student = build(self.student, images, answers.shape[1], view.seed, stage)
         fit(
-            Distiller(student, frozen(view.teacher, view.compute), [Term(loss=KD(temperature=4))]),
-            Samples(images, known),
+            Distiller(student, teacher, [Term(loss=KD(temperature=4))]),
+            samples,
             self.training,
             view.compute,
             seed=view.seed,

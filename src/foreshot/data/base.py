@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from foreshot.data.mapped import Again
 from foreshot.errors import ForeshotError
 from foreshot.family import Member
 from foreshot.files import tensor_bytes
@@ -25,11 +26,13 @@ class ImageSet:
         images: uint8 (N, C, H, W).
         labels: int64 (N,) in [0, len(classes)), or None for an unlabelled set.
         classes: class names, in the order of the labels.
+        again: maps `images` once more, if they are mapped from a file and not held in memory.
     """
 
     images: Tensor
     labels: Tensor | None
     classes: tuple[str, ...]
+    again: Again | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -64,6 +67,12 @@ class ImageSet:
             if tensor is not None:
                 digest.update(tensor_bytes(tensor))
         return digest.hexdigest()
+
+    def replaced(self, indices: Tensor, images: Tensor) -> Self:
+        """The set with other images at `indices`; labels stay those of the original images."""
+        changed = self.images.clone() if self.again is None else self.again()
+        changed[indices] = images
+        return type(self)(changed, self.labels, self.classes)
 
     def select(self, indices: Tensor) -> Self:
         """The images at `indices` (int64 or bool mask), in that order."""

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from pydantic import Field
+from torch import Tensor
 
 from foreshot.data.base import Dataset, ImageSet, Splits
 from foreshot.data.files import LARGEST_PICTURE, read_file, read_picture
+from foreshot.data.mapped import room
 from foreshot.errors import ForeshotError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -52,7 +54,7 @@ class Folder(Dataset):
     size: int = Field(default=32, ge=8, le=1024)
     channels: Literal[1, 3] = 3
 
-    def load(self, cache: Path) -> Splits:  # noqa: ARG002
+    def load(self, cache: Path) -> Splits:
         train = pictures(self.root)
         classes = tuple(dict.fromkeys(picture.label for picture in train))
         if self.test_root is None:
@@ -63,16 +65,15 @@ class Folder(Dataset):
                 raise ForeshotError(
                     f"{self.test_root}: expected the classes of {self.root}, found {min(unknown)!r}"
                 )
-        return Splits(self._read(train, classes), self._read(test, classes))
+        return Splits(self._read(train, classes, cache), self._read(test, classes, cache))
 
-    def _read(self, pictures: list[Picture], classes: tuple[str, ...]) -> ImageSet:
-        pixels = np.empty((len(pictures), self.size, self.size, self.channels), np.uint8)
-        for slot, picture in zip(pixels, pictures, strict=True):
+    def _read(self, pictures: list[Picture], classes: tuple[str, ...], cache: Path) -> ImageSet:
+        images, again = room((len(pictures), self.channels, self.size, self.size), cache)
+        for slot, picture in zip(images, pictures, strict=True):
             content = read_file(picture.path, LARGEST_PICTURE)
-            image = decoded(content, self.channels, self.size, str(picture.path))
-            slot[:] = np.asarray(image).reshape(slot.shape)
+            slot[:] = tensor(decoded(content, self.channels, self.size, str(picture.path)))
         labels = torch.tensor([classes.index(picture.label) for picture in pictures])
-        return ImageSet(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, classes)
+        return ImageSet(images, labels, classes, again)
 
 
 def pictures(root: Path) -> list[Picture]:
@@ -132,6 +133,12 @@ def decoded(content: bytes, channels: int, size: int | None, what: str) -> Image
     if size is None:
         return picture
     return ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+
+
+def tensor(picture: Image.Image) -> Tensor:
+    """A decoded picture as uint8 (C, H, W)."""
+    levels = torch.from_numpy(np.array(picture))
+    return levels[None] if levels.ndim == 2 else levels.permute(2, 0, 1)
 
 
 def eight_bit(picture: Image.Image, what: str | Path) -> Image.Image:

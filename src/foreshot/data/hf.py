@@ -7,13 +7,13 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 
 from foreshot.data.base import Dataset, ImageSet, Splits
 from foreshot.data.files import LARGEST_PICTURE, read_file
-from foreshot.data.folder import SUFFIXES, decoded
+from foreshot.data.folder import SUFFIXES, decoded, tensor
+from foreshot.data.mapped import room
 from foreshot.errors import ForeshotError, nearest
 from foreshot.extras import brief, imported
 
@@ -51,7 +51,7 @@ class HuggingFace(Dataset):
     size: int | None = Field(default=None, ge=8, le=1024)
     channels: Literal[1, 3] = 3
 
-    def load(self, cache: Path) -> Splits:  # noqa: ARG002
+    def load(self, cache: Path) -> Splits:
         datasets = imported("datasets", "hf", "data hf")
         if not self.path.exists():
             raise ForeshotError(f"{self.path}: expected a folder or a file, found nothing")
@@ -63,7 +63,7 @@ class HuggingFace(Dataset):
                 raise ForeshotError(f"{self.path}: {wanted}, found {brief(error)}") from error
             train = self._part(datasets, parts, self.train)
             order, classes = self._classes(train)
-            images = self._read(train, self.train, order, classes)
+            images = self._read(train, self.train, order, classes, cache)
             if self.test is None:
                 return Splits(images, images).validation(self.test_share, seed=0)
             test = self._part(datasets, parts, self.test)
@@ -73,7 +73,7 @@ class HuggingFace(Dataset):
                     f"{self.path} ({self.test}): expected the classes of {self.train}, "
                     f"{', '.join(classes)}, found {', '.join(names)}"
                 )
-            splits = Splits(images, self._read(test, self.test, order, classes))
+            splits = Splits(images, self._read(test, self.test, order, classes, cache))
         if splits.train.shape != splits.test.shape:
             raise ForeshotError(
                 f"{self.path} ({self.test}): expected images of the shape {splits.train.shape}, "
@@ -116,28 +116,27 @@ class HuggingFace(Dataset):
         return order, tuple(map(str, order))
 
     def _read(
-        self, part: Any, split: str, order: Sequence[Any], classes: tuple[str, ...]
+        self, part: Any, split: str, order: Sequence[Any], classes: tuple[str, ...], cache: Path
     ) -> ImageSet:
         place = {value: number for number, value in enumerate(order)}
-        pixels, labels = None, torch.empty(len(part), dtype=torch.int64)
+        images, again, labels = None, None, torch.empty(len(part), dtype=torch.int64)
         for row, (cell, label) in enumerate(zip(part[self.image], part[self.label], strict=True)):
             what = f"{self.path} ({split}, row {row})"
             if label not in place:
                 raise ForeshotError(f"{what}: expected a label of {self.train}, found {label!r}")
             content = self._content(cell or {}, what)
-            picture = np.asarray(decoded(content, self.channels, self.size, what))
-            if pixels is None:
-                pixels = np.empty((len(part), *picture.shape), np.uint8)
-            if picture.shape != pixels.shape[1:]:
-                wanted, found = pixels.shape[1:3], picture.shape[:2]
+            picture = tensor(decoded(content, self.channels, self.size, what))
+            if images is None:
+                images, again = room((len(part), *picture.shape), cache)
+            if picture.shape != images.shape[1:]:
+                wanted, found = tuple(images.shape[2:]), tuple(picture.shape[1:])
                 raise ForeshotError(
                     f"{what}: expected {wanted} pixels as in row 0, found {found}; "
                     "the key size resizes them"
                 )
-            pixels[row], labels[row] = picture, place[label]
-        assert pixels is not None
-        images = torch.from_numpy(pixels.reshape(*pixels.shape[:3], self.channels))
-        return ImageSet(images.permute(0, 3, 1, 2).contiguous(), labels, classes)
+            images[row], labels[row] = picture, place[label]
+        assert images is not None
+        return ImageSet(images, labels, classes, again)
 
     def _content(self, cell: Mapping[str, Any], what: str) -> bytes:
         """The encoded picture, which may be a file in the folder, but none outside."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foreshot.data.base import Dataset, ImageSet, Splits
 from foreshot.data.files import replacing
+from foreshot.data.mapped import Again, held
 from foreshot.errors import ForeshotError
 
 DTYPES = {"images": "U8", "labels": "I64"}
@@ -22,7 +23,8 @@ class TensorFile(Dataset):
 
     A file holds `images`, uint8 (N, C, H, W), and `labels`, int64 (N,), which only the training set
     may lack; its metadata may hold `classes`, a JSON list of names, without which the classes are
-    called by their numbers. `save_images` writes such files.
+    called by their numbers. `save_images` writes such files. Images that a quarter of the memory
+    does not hold are mapped from the file, which then may not change while it is in use.
 
     Args:
         path: the training set, a .safetensors file.
@@ -51,7 +53,8 @@ class TensorFile(Dataset):
             files = f"{self.path}, {self.test_path}"
             raise ForeshotError(f"{files}: expected labels below {len(classes)}, found {highest}")
         return Splits(
-            ImageSet(images, labels, classes), ImageSet(test_images, test_labels, classes)
+            ImageSet(images, labels, classes, _again(self.path, images)),
+            ImageSet(test_images, test_labels, classes, _again(self.test_path, test_images)),
         )
 
 
@@ -65,8 +68,9 @@ def read(path: Path) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
                 stored = file.get_slice(key).get_dtype()
                 if stored != DTYPES[key]:
                     raise ForeshotError(f"{path}: expected {key} {DTYPES[key]}, found {stored}")
-                # Cloned, since what is mapped from the file would change with it.
-                tensors[key] = file.get_tensor(key).clone()
+                tensors[key] = file.get_tensor(key)
+                if held(tensors[key].shape):  # what is mapped from the file would change with it
+                    tensors[key] = tensors[key].clone()
             classes = json.loads((file.metadata() or {}).get("classes", "[]"))
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise ForeshotError(f"{path}: expected a safetensors file, found {error}") from error
@@ -83,6 +87,11 @@ def read(path: Path) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
     if labels is not None and int(labels.min()) < 0:
         raise ForeshotError(f"{path}: expected labels from 0, found {int(labels.min())}")
     return images, labels, tuple(classes)
+
+
+def _again(path: Path, images: Tensor) -> Again | None:
+    """How to map the images of a file once more; None if they are held in memory."""
+    return None if held(images.shape) else lambda: read(path)[0]
 
 
 def save_images(path: Path, images: ImageSet) -> None:

@@ -85,10 +85,11 @@ class Normalized(nn.Module):
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, each float32 (C,) in units of [0, 1], of uint8 (N, C, H, W)."""
     levels = torch.arange(256, dtype=torch.float64) / 255
-    # Counting the 256 levels is exact, and needs no copy of the set in floating point.
-    counts = torch.stack(
-        [torch.bincount(channel.flatten(), minlength=256) for channel in images.cpu().unbind(1)]
-    ).double()
+    # Counting the 256 levels is exact, and needs no copy of the set.
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+    for part in images.split(4096):
+        for channel, count in zip(part.cpu().unbind(1), counts, strict=True):
+            count += torch.bincount(channel.flatten(), minlength=256)
     number = counts.sum(1, keepdim=True)
     mean = (counts * levels).sum(1, keepdim=True) / number
     variance = (counts * (levels - mean) ** 2).sum(1, keepdim=True) / number
