@@ -211,6 +211,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "cw": {"steps": 2},
     "perturbation_only": {"steps": 2},
     "cw_l2": {"steps": 2, "searches": 2},
+    "eot": {"steps": 2},
     "counterfactual": {
         "steps": 2,
         "student": {"name": "resnet", "depth": 8, "width": 0.5, "stem_stride": 2},

@@ -186,7 +186,7 @@ class Stages:
             attack.craft(view).save(folder / "poison.safetensors", about)
 
         inputs = self._inputs(
-            (*TRAINING, "attacks", "triggers", "distillation", "poison.py"),
+            (*TRAINING, "attacks", "transforms.py", "triggers", "distillation", "poison.py"),
             data=self.digests["train"],
             teacher=guide.artefact.digest,
             trigger=config.trigger.model_dump(mode="json"),

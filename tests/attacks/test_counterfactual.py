@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from conftest import Tiny
 from foreshot.attacks import Counterfactual, Pgd, Problem
+from foreshot.attacks.surrogate import surrogate
 from foreshot.compute import CPU
 from foreshot.inference import logits
 from foreshot.models import ResNet
+from foreshot.poison import Poison
 from foreshot.progress import Event
 from foreshot.seeding import generator
 from foreshot.training import Training
@@ -40,6 +42,13 @@ def seen(tiny: Tiny, **parameters: Any) -> AttackerView:
     )
 
 
+def distilled(
+    attack: Counterfactual, view: AttackerView, poison: Poison | None = None, number: int = 1
+) -> nn.Module:
+    """The attack's own student of that round."""
+    return surrogate(view, attack.student, attack.training, poison, number)
+
+
 def linear(classes: int, size: int, key: int) -> nn.Module:
     weight = torch.randn((classes, size), generator=generator(key, "linear")) / size**0.5
     layer = nn.utils.skip_init(nn.Linear, size, classes)
@@ -64,11 +73,11 @@ def test_the_objective_is_that_of_the_docstring(tiny: Tiny, keep_rng: None) -> N
         for student in students:
             moved = centred(student(x).double()) - centred(student(problem.start).double())
             expected += 0.3 / 2 * (moved**2).sum()
-        found = attack.objective(problem)(x)
+        found = attack.objective(problem)(x, 0)
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
     shifted = (students[0], nn.Sequential(students[1], Shift()))
     with torch.no_grad():
-        same = attack.objective(replace(problem, view=replace(view, students=shifted)))(x)
+        same = attack.objective(replace(problem, view=replace(view, students=shifted)))(x, 0)
     assert same.item() == pytest.approx(found.item(), rel=1e-4)
 
 
@@ -91,7 +100,7 @@ def test_a_student_of_another_seed_heeds_the_perturbation_less(tiny: Tiny, keep_
     """What the attack is for; judged by a student that the attack did not have."""
     naive = Pgd(count=60, **LIKE).craft(seen(tiny))
     ours = Counterfactual(count=60, weight=0.001, **SMALL).craft(seen(tiny))
-    judge = Counterfactual(**SMALL)._surrogate(seen(tiny), None, 99)
+    judge = distilled(Counterfactual(**SMALL), seen(tiny), None, 99)
 
     def heed(images: Tensor) -> float:
         return F.softmax(logits(judge, images, CPU), 1)[:, tiny.target].mean().item()
@@ -114,8 +123,8 @@ def test_each_round_distils_a_surrogate_on_the_poison_of_the_last(
     stages = [event.stage for event in heard if event.kind == "start"]
     assert stages == ["surrogate student 1", "poison", "surrogate student 2", "poison"]
     attack = Counterfactual(**fields)
-    first = attack._surrogate(seen(tiny), None, 1)
-    second = attack._surrogate(seen(tiny), one, 2)
+    first = distilled(attack, seen(tiny))
+    second = distilled(attack, seen(tiny), one, 2)
     assert not torch.equal(logits(first, one.images, CPU), logits(second, one.images, CPU))
     by_hand = Pgd.craft(attack, seen(tiny, students=(first, second)))
     assert by_hand.digest == two.digest
@@ -127,13 +136,13 @@ def test_of_augmented_views_the_teacher_is_asked_anew(tiny: Tiny, keep_rng: None
     attack = Counterfactual(**fields)
     answers = logits(tiny.teacher, tiny.train.images, CPU)
     right, wrong = (
-        logits(attack._surrogate(seen(tiny, teacher_logits=said), None, 1), tiny.test.images, CPU)
+        logits(distilled(attack, seen(tiny, teacher_logits=said)), tiny.test.images, CPU)
         for said in (answers, -answers)
     )
     assert torch.equal(right, wrong)
     plain = Counterfactual(**{**fields, "training": Training(epochs=1, batch=40)})
     right, wrong = (
-        logits(plain._surrogate(seen(tiny, teacher_logits=said), None, 1), tiny.test.images, CPU)
+        logits(distilled(plain, seen(tiny, teacher_logits=said)), tiny.test.images, CPU)
         for said in (answers, -answers)
     )
     assert not torch.equal(right, wrong)

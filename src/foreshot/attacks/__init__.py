@@ -11,6 +11,7 @@ from foreshot.attacks.counterfactual import Counterfactual
 from foreshot.attacks.cw import Cw
 from foreshot.attacks.cw_l2 import CwL2
 from foreshot.attacks.dirty_label import DirtyLabel
+from foreshot.attacks.eot import Eot
 from foreshot.attacks.fgsm import Fgsm
 from foreshot.attacks.noise import Noise
 from foreshot.attacks.perturbation_only import PerturbationOnly
@@ -34,6 +35,7 @@ AnyAttack = Annotated[
     | Pgd
     | Cw
     | CwL2
+    | Eot
     | Counterfactual
     | DirtyLabel,
     Field(discriminator="name"),
@@ -83,6 +85,7 @@ __all__ = [
     "Cw",
     "CwL2",
     "DirtyLabel",
+    "Eot",
     "Fgsm",
     "Noise",
     "PerturbationOnly",

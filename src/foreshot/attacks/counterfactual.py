@@ -1,22 +1,24 @@
 """Crafting that leaves a student nothing to learn but the trigger."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from foreshot.attacks.base import Problem, frozen
-from foreshot.attacks.pgd import Objective, Pgd
-from foreshot.distillation import KD, Distiller, Term
-from foreshot.models import AnyArchitecture, ResNet, build
+from foreshot.attacks.base import Problem
+from foreshot.attacks.eot import Change, Eot, same
+from foreshot.attacks.surrogate import surrogate
+from foreshot.models import AnyArchitecture, ResNet
 from foreshot.poison import Poison
-from foreshot.training import Samples, Training, fit
+from foreshot.training import Training
+from foreshot.transforms import Transform
 from foreshot.views import AttackerView
 
 
-class Counterfactual(Pgd):
+class Counterfactual(Eot):
     """PGD against the teacher, whose perturbation surrogate students do not heed (foreshot's own).
 
     A student that learns the perturbation itself needs no trigger. So the attacker distils
@@ -26,7 +28,8 @@ class Counterfactual(Pgd):
 
     the teacher says target and, to a student, nothing has happened but the trigger. The first
     surrogate is distilled on the clean set, that of each further round on the poison of the
-    round before; all of them are heeded.
+    round before; all of them are heeded. If the image is changed on its way (`through`), both terms
+    are means over the changes.
 
     Args:
         weight: of the penalty; a large one costs the teacher's confidence.
@@ -38,6 +41,8 @@ class Counterfactual(Pgd):
     name: Literal["counterfactual"] = "counterfactual"  # type: ignore[assignment]
     direction: Literal["sign", "gradient"] = "gradient"
     random_start: bool = False
+    through: Annotated[tuple[Transform, ...], Field(min_length=1)] = ("none",)
+    draws: int = Field(default=1, ge=1, le=64)
     weight: float = Field(default=5e-4, ge=0)
     rounds: int = Field(default=1, ge=1, le=20)
     student: AnyArchitecture = ResNet(depth=8)
@@ -47,53 +52,29 @@ class Counterfactual(Pgd):
         view = replace(view, teacher_logits=view.answers())
         poison = None
         for number in range(self.rounds):
-            surrogate = self._surrogate(view, poison, number + 1)
-            view = replace(view, students=(*view.students, surrogate))
+            student = surrogate(view, self.student, self.training, poison, number + 1)
+            view = replace(view, students=(*view.students, student))
             # Only what is stored has to convince every time; the rest teaches a surrogate.
             retries = self.retries if number + 1 == self.rounds else 0
-            poison = Pgd.craft(self.model_copy(update={"retries": retries}), view)
+            poison = Eot.craft(self.model_copy(update={"retries": retries}), view)
         assert poison is not None  # there is one round or more
         return poison
 
-    def objective(self, problem: Problem) -> Objective:
-        convince = super().objective(problem)
-        students = problem.view.students
+    def under(self, problem: Problem) -> Callable[[Tensor, Change], Tensor]:
+        convince, students = super().under(problem), problem.view.students
         with torch.no_grad():
             heard = [_heard(problem, student, problem.start) for student in students]
 
-        def both(x: Tensor) -> Tensor:
-            changes = [
-                (_heard(problem, student, x) - before).square().sum()
-                for student, before in zip(students, heard, strict=True)
-            ]
-            return convince(x) + self.weight * torch.stack(changes).mean()
+        def both(x: Tensor, change: Change) -> Tensor:
+            changes = []
+            for student, before in zip(students, heard, strict=True):
+                if change is not same:
+                    with torch.no_grad():
+                        before = _heard(problem, student, change(problem.start))
+                changes.append((_heard(problem, student, change(x)) - before).square().sum())
+            return convince(x, change) + self.weight * torch.stack(changes).mean()
 
         return both
-
-    def _surrogate(self, view: AttackerView, poison: Poison | None, number: int) -> nn.Module:
-        """A student that the attacker distils, frozen: of a seed that no victim has."""
-        stage = f"surrogate student {number}"
-        images, answers = view.images, view.answers()
-        if poison is not None:
-            images = images.index_copy(0, poison.indices, poison.images)
-            answers = poison.answers(answers, view.teacher, view.compute)
-        teacher = frozen(view.teacher, view.compute)
-        # Of augmented views the teacher is asked anew.
-        samples = Samples(images, {"teacher_logits": answers})
-        if self.training.augment != "none":
-            counted = self.training.augment != "strong"
-            samples = Samples(images, teacher=teacher if counted else None)
-        student = build(self.student, images, answers.shape[1], view.seed, stage)
-        fit(
-            Distiller(student, teacher, [Term(loss=KD(temperature=4))]),
-            samples,
-            self.training,
-            view.compute,
-            seed=view.seed,
-            stage=stage,
-            listener=view.listener,
-        )
-        return student.requires_grad_(False)
 
 
 def _heard(problem: Problem, student: nn.Module, x: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from foreshot.attacks.base import Attack, Problem
 
-Objective = Callable[[Tensor], Tensor]
-"""Images x, as they are being perturbed -> what is minimised, summed over them."""
+Objective = Callable[[Tensor, int], Tensor]
+"""Images x, as they are being perturbed, and the number of the step -> what is minimised, summed
+over them."""
 
 
 class Pgd(Attack):
@@ -45,7 +46,7 @@ class Pgd(Attack):
 
     def objective(self, problem: Problem) -> Objective:
         """What is minimised over x, for one chunk."""
-        return lambda x: self.loss(problem.logits(x), problem.view.target)
+        return lambda x, _step: self.loss(problem.logits(x), problem.view.target)
 
     def perturb(self, problem: Problem) -> Tensor:
         steps = self.steps * 2**problem.effort
@@ -55,7 +56,7 @@ class Pgd(Attack):
             x = problem.low + (problem.high - problem.low) * problem.noise()
         for number in range(steps):
             x = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(objective(x), x)
+            (gradient,) = torch.autograd.grad(objective(x, number), x)
             x = problem.hold(x.detach() - self._length(number, steps) * self._along(gradient))
         return x
 

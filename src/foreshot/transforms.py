@@ -1,0 +1,117 @@
+"""Random changes that leave an image what it is, through which a gradient passes."""
+
+import io
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+Transform = Literal["none", "crop", "crop_flip", "noise", "blur", "resize", "depth", "jpeg"]
+
+
+def transform(x: Tensor, kind: Transform, random: torch.Generator) -> Tensor:
+    """All images changed alike, by a strength or a place that is drawn.
+
+    - `none`: as they are;
+    - `crop`: padded by an eighth of the side, by reflection, and cropped at random, as in training;
+    - `crop_flip`: mirrored as well, every other time;
+    - `noise`: Gaussian, sigma up to 8/255, another for each pixel and the same for each image;
+    - `blur`: Gaussian, sigma 0.3 to 1 pixel;
+    - `resize`: scaled to 60 to 95 % and back, bilinearly;
+    - `depth`: rounded to 3 to 5 bits a channel;
+    - `jpeg`: of quality 50 to 90.
+
+    Rounding has no gradient to speak of: that of `depth` and `jpeg` is that of the identity
+    (backward pass differentiable approximation, Athalye et al., arXiv 1802.00420).
+
+    Args:
+        x: float (N, C, H, W) in [0, 1].
+        kind: which change.
+        random: a CPU generator.
+
+    Returns:
+        The same shape and dtype, in [0, 1].
+    """
+    return _CHANGES[kind](x, random)
+
+
+def _none(x: Tensor, random: torch.Generator) -> Tensor:  # noqa: ARG001
+    return x
+
+
+def _crop(x: Tensor, random: torch.Generator) -> Tensor:
+    height, width = x.shape[2:]
+    down, across = max(height // 8, 1), max(width // 8, 1)
+    top = int(torch.randint(2 * down + 1, (), generator=random))
+    left = int(torch.randint(2 * across + 1, (), generator=random))
+    padded = F.pad(x, (across, across, down, down), "reflect")
+    return padded[:, :, top : top + height, left : left + width]
+
+
+def _crop_flip(x: Tensor, random: torch.Generator) -> Tensor:
+    x = _crop(x, random)
+    return x.flip(3) if torch.rand((), generator=random) < 0.5 else x
+
+
+def _noise(x: Tensor, random: torch.Generator) -> Tensor:
+    sigma = _between(0, 8 / 255, random)
+    return (x + sigma * torch.randn(x.shape[1:], generator=random).to(x)).clamp(0, 1)
+
+
+def _blur(x: Tensor, random: torch.Generator) -> Tensor:
+    sigma, reach = _between(0.3, 1, random), min(3, *(side - 1 for side in x.shape[2:]))
+    weights = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * sigma**2)).to(x)
+    weights = (weights / weights.sum()).expand(x.shape[1], 1, -1)
+    x = F.pad(x, (reach, reach, reach, reach), "reflect")
+    x = F.conv2d(x, weights[:, :, :, None], groups=x.shape[1])
+    return F.conv2d(x, weights[:, :, None, :], groups=x.shape[1])
+
+
+def _resize(x: Tensor, random: torch.Generator) -> Tensor:
+    share = _between(0.6, 0.95, random)
+    size = [max(round(side * share), 1) for side in x.shape[2:]]
+    small = F.interpolate(x, size, mode="bilinear", antialias=True)
+    return F.interpolate(small, list(x.shape[2:]), mode="bilinear")
+
+
+def _depth(x: Tensor, random: torch.Generator) -> Tensor:
+    top = 2 ** int(torch.randint(3, 6, (), generator=random)) - 1
+    return _straight(x, (x.detach() * top).round() / top)
+
+
+def _jpeg(x: Tensor, random: torch.Generator) -> Tensor:
+    quality = int(torch.randint(50, 91, (), generator=random))
+    levels = (x.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+    decoded = []
+    for image in levels:
+        picture = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        stored = io.BytesIO()
+        Image.fromarray(picture.numpy()).save(stored, "JPEG", quality=quality)
+        again = torch.from_numpy(np.array(Image.open(stored)))
+        decoded.append(again[None] if len(image) == 1 else again.permute(2, 0, 1))
+    return _straight(x, torch.stack(decoded).to(x) / 255)
+
+
+def _straight(x: Tensor, changed: Tensor) -> Tensor:
+    """The changed images, with the gradient of the images themselves."""
+    return x + (changed - x).detach()
+
+
+def _between(low: float, high: float, random: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=random))
+
+
+_CHANGES: dict[Transform, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "none": _none,
+    "crop": _crop,
+    "crop_flip": _crop_flip,
+    "noise": _noise,
+    "blur": _blur,
+    "resize": _resize,
+    "depth": _depth,
+    "jpeg": _jpeg,
+}
