@@ -3,12 +3,13 @@
     python benchmarks/loops.py [--images N] [--epochs N] [--rounds N] [--json FILE]
 
 Hinton's distillation of the same networks, from the same weights, with the same batches, schedule
-and temperature, on `signs`, by four loops:
+and temperature, on `signs`, by five loops:
 
 - `foreshot`: what `foreshot run` does; the teacher is asked once about each view;
 - `loader`: the way of RepDistiller and mdistiller: a DataLoader with two workers, an image at a
   time through PIL, float32 in NCHW, the teacher asked at each step, meters read at each step;
-- `tutorial`: the same without workers and meters, as in PyTorch's tutorial;
+- `torchdistill`: its DistillationBox, with the same DataLoader;
+- `tutorial`: the way of `loader` without workers and meters, as in PyTorch's tutorial;
 - `tensor`: the tutorial's loop over one float tensor, without PIL: what is left when only the
   loading is mended.
 
@@ -29,12 +30,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from foreshot.augment import augment
 from foreshot.compute import Compute, compute
 from foreshot.data import ImageSet, Signs
 from foreshot.distillation import KD, Distiller, Term, kd
+from foreshot.extras import imported
 from foreshot.files import write_json
 from foreshot.inference import logits, place
 from foreshot.models import ResNet, build
@@ -125,6 +127,75 @@ def loaded(
     peer(student, teacher, training, lambda: loader, len(images), meters=workers > 0)
 
 
+class Labelled(Dataset[tuple[Tensor, int]]):
+    """The same with a label, which torchdistill expects and a loss of answers alone leaves be."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.pictures[index], 0
+
+
+def torchdistill(
+    student: nn.Module, teacher: nn.Module, images: ImageSet, training: Training
+) -> None:
+    """Its own loop as its examples write it, with its KD loss and the schedule of the others."""
+    imported("torchvision", "torchvision", "torchdistill")
+    from torchdistill.core.distillation import DistillationBox
+
+    def lr_at(step: int) -> float:
+        return training.lr_at(step * training.batch / (len(images) * training.epochs)) / training.lr
+
+    kd_loss = {"temperature": 4, "alpha": 0.0, "reduction": "batchmean"}
+    for role in ("student", "teacher"):
+        kd_loss |= {f"{role}_module_path": ".", f"{role}_module_io": "output"}
+    criterion = {"key": "KDLoss", "kwargs": kd_loss}
+    loader = {"batch_size": training.batch, "num_workers": 2}
+    optimizer = {
+        "lr": training.lr,
+        "momentum": training.momentum,
+        "weight_decay": training.weight_decay,
+        "nesterov": True,
+    }
+    box = DistillationBox(
+        teacher.to(memory_format=torch.contiguous_format).eval(),  # pyright: ignore[reportCallIssue]
+        student.to(memory_format=torch.contiguous_format),  # pyright: ignore[reportCallIssue]
+        {"train": Labelled(Pictures(images, training))},
+        {
+            "num_epochs": training.epochs,
+            "train_data_loader": {
+                "dataset_id": "train",
+                "sampler": {"class_or_func": RandomSampler},
+                "kwargs": loader,
+            },
+            "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
+            "student": {"forward_proc": "forward_batch_only"},
+            "optimizer": {"key": "SGD", "kwargs": optimizer},
+            "scheduler": {"key": "LambdaLR", "kwargs": {"lr_lambda": lr_at}, "scheduling_step": 1},
+            "criterion": {
+                "key": "WeightedSumLoss",
+                "kwargs": {"sub_terms": {"kd": {"criterion": criterion, "weight": 1.0}}},
+            },
+        },
+        torch.device("cpu"),
+        None,
+        False,
+        1,
+    )
+    assert box.train_data_loader is not None
+    meter = 0.0
+    for epoch in range(training.epochs):
+        box.pre_epoch_process(epoch=epoch)
+        for x, y, more in box.train_data_loader:
+            loss = box.forward_process(x, y, more)
+            box.post_forward_process(loss=loss)
+            meter += loss.item()
+
+
 def tensor(student: nn.Module, teacher: nn.Module, images: ImageSet, training: Training) -> None:
     random = generator(0, "tensor")
 
@@ -148,6 +219,7 @@ def measure(images: int, epochs: int, rounds: int, engine: Compute) -> dict[str,
     loops: dict[str, Loop] = {
         "foreshot": partial(foreshot, engine=engine),
         "loader": partial(loaded, workers=2),
+        "torchdistill": torchdistill,
         "tutorial": partial(loaded, workers=0),
         "tensor": tensor,
     }
@@ -177,7 +249,7 @@ def measure(images: int, epochs: int, rounds: int, engine: Compute) -> dict[str,
         }
         for name, row in results[augmentation].items():
             print(
-                f"{augmentation:10} {name:9} {row['images_per_second']:7.0f} images/s, foreshot "
+                f"{augmentation:10} {name:12} {row['images_per_second']:7.0f} images/s, foreshot "
                 f"{row['foreshot_is_faster_by']:.2f} times, accuracy {row['clean_accuracy']:.1%}",
                 flush=True,
             )
@@ -189,7 +261,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

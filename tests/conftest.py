@@ -3,8 +3,8 @@
 import math
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from foreshot.compute import CPU
 from foreshot.data import ImageSet
+from foreshot.extras import imported
 from foreshot.models import ResNet, build
 from foreshot.models.base import Normalized
 from foreshot.seeding import generator
@@ -90,25 +91,11 @@ class Rule(nn.Module):
         return self.logits(x)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def torchvision_imports() -> Iterator[None]:
-    """Lets torchvision, and what imports it, import on a machine without CUDA."""
-    # torchvision's wheel for CUDA has its operators in a library that a machine without CUDA
-    # cannot load, and then fails over the missing schemas.
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        with suppress(RuntimeError):  # a torchvision that works has defined it
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield
-    del library
-
-
 @pytest.fixture(scope="session")
 def torchdistill() -> ModuleType:
-    """torchdistill.losses.mid_level, which needs no working torchvision, only one that imports."""
-    from torchdistill.losses import mid_level
-
-    return mid_level
+    """torchdistill.losses.mid_level."""
+    imported("torchvision", "torchvision", "torchdistill")
+    return import_module("torchdistill.losses.mid_level")
 
 
 def signals(*shape: int, count: int = 2, seed: int = 0) -> list[Tensor]:

@@ -3,6 +3,8 @@
 from importlib import import_module
 from types import ModuleType
 
+from torch.library import Library
+
 from foreshot.errors import ForeshotError
 
 
@@ -18,12 +20,29 @@ def imported(package: str, extra: str, what: str) -> ModuleType:
         ForeshotError: the package is not there, or does not import.
     """
     try:
-        return import_module(package)
+        return _imported(package)
     except Exception as error:  # a package that is there but broken raises anything
         raise ForeshotError(
             f"{what}: expected the package {package} (pip install 'foreshot[{extra}]'), "
             f"found {brief(error)}"
         ) from error
+
+
+_OPERATORS = Library("torchvision", "FRAGMENT")
+"""Stands in for what a torchvision lacks that was built for CUDA and meets a torch that was not."""
+
+
+def _imported(package: str) -> ModuleType:
+    try:
+        return import_module(package)
+    except RuntimeError as error:
+        # Such a torchvision, PyPI's, cannot load its operators, and fails over the missing schemas;
+        # none of its classifiers uses them.
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+        for name in ("nms", "qnms"):
+            _OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+        return import_module(package)
 
 
 def brief(error: Exception) -> str:

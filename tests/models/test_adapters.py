@@ -21,6 +21,7 @@ from foreshot.compute import CPU
 from foreshot.distillation import KD, Distiller, Term
 from foreshot.distillation.losses.at import AT
 from foreshot.errors import ForeshotError
+from foreshot.extras import imported
 from foreshot.inference import logits
 from foreshot.models import AnyArchitecture, ResNet, Timm, TorchVision, Transformers, build
 from foreshot.models.base import Normalized, channel_statistics
@@ -62,11 +63,11 @@ def bare(architecture: Foreign, classes: int = len(CLASSES)) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         if isinstance(architecture, Timm):
-            network = importlib.import_module("timm").create_model(
+            network = imported("timm", "timm", "the test").create_model(
                 architecture.model, num_classes=classes
             )
         elif isinstance(architecture, TorchVision):
-            models = importlib.import_module("torchvision.models")
+            models = imported("torchvision.models", "torchvision", "the test")
             network = models.get_model(architecture.model, num_classes=classes)
         else:
             transformers = importlib.import_module("transformers")
