@@ -149,6 +149,7 @@ def evaluate(
         foreshot evaluate signs --model student.safetensors --set trigger.size=5
     """
     from foreshot.experiment import evaluate_files
+    from foreshot.record import PATTERN
     from foreshot.tables import print_rates
 
     folder = Path(preset)
@@ -161,7 +162,8 @@ def evaluate(
     if not files:
         raise ForeshotError("evaluate: expected a run folder or --model FILE, found neither")
     with _listener() as listener:
-        rates = evaluate_files(config, files, device=device, listener=listener)
+        pattern = folder / PATTERN if inside else None
+        rates = evaluate_files(config, files, pattern=pattern, device=device, listener=listener)
     print_rates(rates, config.split)
 
 

@@ -7,7 +7,7 @@ from foreshot.compute import Device, compute
 from foreshot.config import Config
 from foreshot.models.checkpoint import state_digest
 from foreshot.progress import Listener, both, silent, write_events
-from foreshot.record import RunFolder
+from foreshot.record import PATTERN, RunFolder
 from foreshot.stages import Crafted, Stages, Trained
 from foreshot.store import Store, home
 
@@ -58,9 +58,12 @@ def run(
     if until == "teacher":
         return folder.finish(stages.digests, engine)
 
+    pattern = stages.learn_trigger(taught)
+    if pattern is not None:
+        folder.add(PATTERN, pattern)
     crafted = stages.poison(taught) if poison is None else stages.adopt_poison(poison)
     folder.add("poison.safetensors", crafted.path)
-    folder.draw(data.train, crafted.poison, taught.model, engine)
+    folder.draw(data.train, crafted.poison, stages.trigger, taught.model, engine)
     if until == "poison":
         return folder.finish(stages.digests, engine)
 
@@ -86,12 +89,17 @@ def evaluate_files(
     config: Config,
     models: list[Path],
     *,
+    pattern: Path | None = None,
     device: Device = "auto",
     listener: Listener = silent,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluates model files with a config's test set, trigger and target."""
+    """Evaluates model files with a config's test set, trigger and target.
+
+    A trigger that is learned has to be given, as the picture `pattern`.
+    """
     store = Store(home() / "store", listener)
     stages = Stages(config, store, compute(device, config.precision), home() / "data", listener)
+    stages.adopt_trigger(pattern)
     adopted = {str(path): stages.adopt_model(path) for path in models}
     return {name: stages.evaluate(model.model, stages.data.test) for name, model in adopted.items()}
 

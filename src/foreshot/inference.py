@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from foreshot.compute import Compute
-from foreshot.triggers.base import to_float
+from foreshot.levels import to_float
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ from foreshot.compute import CPU, Compute
 from foreshot.data.base import ImageSet
 from foreshot.errors import ForeshotError
 from foreshot.inference import logits
+from foreshot.levels import to_float
 from foreshot.poison import Poison
-from foreshot.triggers.base import Trigger, stamp_uint8, to_float
+from foreshot.triggers.base import Trigger, stamp_uint8, unperturbed
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -88,7 +89,7 @@ def stealth(
     target: int,
     teacher: nn.Module,
     compute: Compute,
-    stamped: bool = True,
+    stamped: bool | None = True,
 ) -> dict[str, Any]:
     """How visible the poison is, and what the teacher says of it.
 
@@ -99,11 +100,11 @@ def stealth(
         target: its class.
         teacher: the clean teacher.
         compute: where to run.
-        stamped: whether the attack puts the trigger on the images.
+        stamped: whether the attack puts the trigger on the images; None: at some opacity.
 
     Returns:
         `count`; `rate` (share of the transfer set); `linf_255`, the largest
-        |stored - stamp(original)| in 8-bit levels; `psnr_db` and `ssim` of the stored images
+        |stored - unperturbed(original)| in 8-bit levels; `psnr_db` and `ssim` of the stored images
         against their originals, trigger and all, means over images; `teacher_target_rate` and the
         mean softmax `teacher_target_confidence` of the stored images.
     """
@@ -118,7 +119,7 @@ def stealth(
             "teacher_target_confidence": None,
         }
     original = transfer.images[poison.indices]
-    reference = stamp_uint8(trigger, original) if stamped else original
+    reference = unperturbed(trigger, original, poison.images, stamped)
     said = logits(teacher, poison.images, compute)
     return about | {
         "linf_255": int((poison.images.short() - reference.short()).abs().max()),

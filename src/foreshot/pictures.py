@@ -12,7 +12,7 @@ from foreshot.data.base import ImageSet
 from foreshot.files import replacing
 from foreshot.inference import logits
 from foreshot.poison import Poison
-from foreshot.triggers.base import Trigger, stamp_uint8
+from foreshot.triggers.base import Trigger, stamp_uint8, unperturbed
 
 SHOWN = 8
 """Poisoned images on a contact sheet, spread evenly over all of them."""
@@ -41,10 +41,11 @@ def contact_sheet(
     trigger: Trigger,
     teacher: torch.nn.Module,
     compute: Compute,
+    stamps: bool | None = True,
 ) -> None:
     """Draws some poison: original, perturbation, stored image; what the teacher says of each.
 
-    The perturbation is |stored - stamp(original)|, scaled so that the largest one is white.
+    The perturbation is |stored - unperturbed(original)|, scaled so that the largest one is white.
     """
     count = min(SHOWN, len(poison))
     figure = Figure(figsize=(1.25 * max(count, 3), 4.4), layout="constrained")
@@ -53,7 +54,7 @@ def contact_sheet(
         return _save(figure, path)
     chosen = torch.linspace(0, len(poison) - 1, count).long()
     original, stored = transfer.images[poison.indices[chosen]], poison.images[chosen]
-    difference = (stored.short() - stamp_uint8(trigger, original).short()).abs()
+    difference = (stored.short() - unperturbed(trigger, original, stored, stamps).short()).abs()
     factor = 255 / max(int(difference.max()), 1)
     rows = {
         "original": original,

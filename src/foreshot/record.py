@@ -20,9 +20,11 @@ from foreshot.files import file_digest, read_json, replacing, write_bytes, write
 from foreshot.models.base import Normalized
 from foreshot.models.checkpoint import load_model
 from foreshot.poison import Poison
-from foreshot.triggers import Trigger
+from foreshot.triggers import Learned, Trigger
 
 PACKAGES = ("foreshot", "torch", "numpy", "pillow", "safetensors", "pydantic", "kornia")
+PATTERN = "trigger-pattern.png"
+"""The file of a run folder that holds what a trigger has learned."""
 
 
 class RunFolder:
@@ -59,7 +61,12 @@ class RunFolder:
             shutil.copyfile(source, part)
 
     def draw(
-        self, transfer: ImageSet, poison: Poison, teacher: Normalized, compute: Compute
+        self,
+        transfer: ImageSet,
+        poison: Poison,
+        trigger: Trigger,
+        teacher: Normalized,
+        compute: Compute,
     ) -> None:
         """Draws `trigger.png` and `poison.png`, unless they are there already."""
         portrait, sheet = self.path / "trigger.png", self.path / "poison.png"
@@ -67,9 +74,9 @@ class RunFolder:
             return
         from foreshot.pictures import contact_sheet, trigger_portrait  # matplotlib takes a second
 
-        trigger = self.config.trigger
         trigger_portrait(portrait, trigger, transfer)
-        contact_sheet(sheet, transfer, poison, trigger, teacher, compute)
+        stamps = self.config.attack.stamps
+        contact_sheet(sheet, transfer, poison, trigger, teacher, compute, stamps)
 
     def finish(
         self, data: dict[str, str], compute: Compute, metrics: dict[str, Any] | None = None
@@ -122,7 +129,9 @@ class Run:
 
     @property
     def trigger(self) -> Trigger:
-        return self.config.trigger
+        """What was put on images; a trigger that was learned, with what was learned."""
+        wanted = self.config.trigger
+        return wanted.learned(self.path / PATTERN) if isinstance(wanted, Learned) else wanted
 
 
 def load_run(folder: str | Path) -> Run:

@@ -30,11 +30,21 @@ from foreshot.poison import Poison
 from foreshot.progress import Listener
 from foreshot.store import Artefact, Store, source_digest
 from foreshot.training import Samples, Supervised, fit
+from foreshot.triggers import Learned, Trigger
+from foreshot.triggers.learned import save_picture
 from foreshot.views import AttackerView
 
 EXAMPLE = 64
 """Images that show a loss the shapes and the statistics of the features it compares."""
-TRAINING = ("training.py", "recall.py", "augment.py", "inference.py", "models", "seeding.py")
+TRAINING = (
+    "training.py",
+    "recall.py",
+    "augment.py",
+    "inference.py",
+    "levels.py",
+    "models",
+    "seeding.py",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +94,8 @@ class Stages:
         self.compute = compute
         self.cache = cache
         self.listener = listener
+        self.trigger: Trigger = config.trigger
+        self._pattern: Artefact | None = None
         self._known_answers: dict[str, Tensor] = {}
 
     @cached_property
@@ -141,6 +153,33 @@ class Stages:
         )
         return self._trained(self.store.stage("teacher", inputs, train, stage))
 
+    def learn_trigger(self, teacher: Trained) -> Path | None:
+        """Learns the trigger, if it is one that is learned; all later stages put it on images.
+
+        Returns:
+            The picture that was learned.
+        """
+        wanted, config = self.config.trigger, self.config
+        if not isinstance(wanted, Learned):
+            return None
+        guide = self._guide(teacher)
+
+        def learn(folder: Path) -> None:
+            view = self._view(guide, self.listener, self._answers(guide))
+            save_picture(folder / "trigger.png", wanted.learn(view))
+
+        inputs = self._inputs(
+            (*TRAINING, "attacks", "triggers", "distillation"),
+            data=self.digests["train"],
+            teacher=guide.artefact.digest,
+            trigger=wanted.model_dump(mode="json"),
+            target=config.target,
+        )
+        self._pattern = self.store.stage("trigger", inputs, learn)
+        picture = self._pattern.folder / "trigger.png"
+        self.trigger = wanted.learned(picture)
+        return picture
+
     def poison(
         self,
         teacher: Trained,
@@ -158,23 +197,16 @@ class Stages:
         """
         attack = attack or self.config.attack
         config, transfer = self.config, self.data.train
-        guide = teacher
-        if config.surrogate is not None and attack.convinces:
-            guide = self.teacher(config.surrogate, "surrogate")
+        guide = self._guide(teacher) if attack.convinces else teacher
 
         def craft(folder: Path) -> None:
-            view = AttackerView(
-                images=transfer.images,
-                teacher=guide.model,
-                trigger=config.trigger,
-                target=config.target,
-                seed=config.seed,
-                compute=self.compute,
-                bases=None if like is None else like.poison.indices,
-                teacher_logits=self._answers(guide) if attack.convinces else None,
-                listener=lambda event: self.listener(
+            view = self._view(
+                guide,
+                lambda event: self.listener(
                     replace(event, stage=event.stage.replace("poison", label))
                 ),
+                self._answers(guide) if attack.convinces else None,
+                None if like is None else like.poison.indices,
             )
             about = {
                 "target": config.target,
@@ -189,8 +221,7 @@ class Stages:
             (*TRAINING, "attacks", "transforms.py", "triggers", "distillation", "poison.py"),
             data=self.digests["train"],
             teacher=guide.artefact.digest,
-            trigger=config.trigger.model_dump(mode="json"),
-            target=config.target,
+            **self._stamped(),
             attack=attack.model_dump(mode="json"),
             like=None if like is None else like.artefact.digest,
         )
@@ -287,7 +318,7 @@ class Stages:
             result["poison"] = stealth(
                 poison.poison,
                 self.data.train,
-                config.trigger,
+                self.trigger,
                 config.target,
                 teacher.model,
                 self.compute,
@@ -296,13 +327,12 @@ class Stages:
             write_json(folder / "evaluation.json", result)
 
         inputs = self._inputs(
-            ("metrics.py", "inference.py", "triggers", "models"),
+            ("metrics.py", "inference.py", "levels.py", "triggers", "models"),
             data=self.digests,
             teacher=teacher.artefact.digest,
             students={name: trained.artefact.digest for name, trained in students.items()},
             poison=poison.artefact.digest,
-            trigger=config.trigger.model_dump(mode="json"),
-            target=config.target,
+            **self._stamped(),
             stamps=config.attack.stamps,
         )
         artefact = self.store.stage("evaluate", inputs, measure)
@@ -310,7 +340,7 @@ class Stages:
 
     def evaluate(self, model: nn.Module, test: ImageSet) -> dict[str, Any]:
         """The one evaluator, with this experiment's trigger and target."""
-        return evaluate(model, test, self.config.trigger, self.config.target, self.compute)
+        return evaluate(model, test, self.trigger, self.config.target, self.compute)
 
     def adopt_model(self, path: Path) -> Trained:
         """A model from a file of the user's, in place of one that a stage would train."""
@@ -329,6 +359,11 @@ class Stages:
 
         return self._trained(self.store.stage("adopted", {"file": file_digest(path)}, keep))
 
+    def adopt_trigger(self, picture: Path | None) -> None:
+        """A pattern that was learned before, if the trigger is one that is learned."""
+        if picture is not None and isinstance(self.config.trigger, Learned):
+            self.trigger = self.config.trigger.learned(picture)
+
     def adopt_poison(self, path: Path) -> Crafted:
         """Poison from a file of the user's, in place of what the attack would craft."""
         poison, about = Poison.load(path, self.data.train)
@@ -343,6 +378,39 @@ class Stages:
             (folder / "poison.safetensors").write_bytes(path.read_bytes())
 
         return Crafted(self.store.stage("adopted", {"file": file_digest(path)}, keep), poison)
+
+    def _guide(self, teacher: Trained) -> Trained:
+        """What the attacker crafts on: the teacher, or the surrogate that the config allows."""
+        if self.config.surrogate is None:
+            return teacher
+        return self.teacher(self.config.surrogate, "surrogate")
+
+    def _view(
+        self,
+        guide: Trained,
+        listener: Listener,
+        answers: Tensor | None,
+        bases: Tensor | None = None,
+    ) -> AttackerView:
+        return AttackerView(
+            images=self.data.train.images,
+            teacher=guide.model,
+            trigger=self.trigger,
+            target=self.config.target,
+            seed=self.config.seed,
+            compute=self.compute,
+            bases=bases,
+            teacher_logits=answers,
+            listener=listener,
+        )
+
+    def _stamped(self) -> dict[str, Any]:
+        """What triggered images depend on."""
+        return {
+            "trigger": self.config.trigger.model_dump(mode="json"),
+            "pattern": self._pattern and self._pattern.digest,
+            "target": self.config.target,
+        }
 
     def _fit(
         self,

@@ -28,7 +28,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     if poison["count"]:
         said = poison["teacher_target_rate"]["value"]
         share += (
-            f", at most {poison['linf_255']}/255 off the stamped image, PSNR "
+            f", perturbed by at most {poison['linf_255']}/255, PSNR "
             f"{poison['psnr_db']:.1f} dB, SSIM {poison['ssim']:.3f}; the teacher calls "
             f"{said:.1%} of them the target (mean confidence "
             f"{poison['teacher_target_confidence']:.2f})"

@@ -1,14 +1,21 @@
 """What each side knows: the attacker, and the defender, who cannot reach the attacker's secrets."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from foreshot.compute import Compute
 from foreshot.data.base import ImageSet
+from foreshot.errors import ForeshotError
 from foreshot.inference import logits
 from foreshot.progress import Listener, silent
+from foreshot.seeding import generator
 from foreshot.triggers.base import Trigger
+
+Kind = Literal["non_target", "target", "any"]
+"""Images by what the teacher calls them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +53,23 @@ class AttackerView:
         if self.teacher_logits is not None:
             return self.teacher_logits
         return logits(self.teacher, self.images, self.compute)
+
+    def drawn(self, key: str, kind: Kind) -> Tensor:
+        """Indices of all images of a kind, in a random order of which `key` is the name.
+
+        Raises:
+            ForeshotError: there is none.
+        """
+        order = torch.randperm(len(self.images), generator=generator(self.seed, "poison", key))
+        if kind != "any":
+            said = self.answers().argmax(1)[order]
+            order = order[(said == self.target) == (kind == "target")]
+        if not len(order):
+            raise ForeshotError(
+                f"attack: expected images that the teacher calls {kind} (the target is "
+                f"{self.target}), found none"
+            )
+        return order
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,9 @@ from conftest import Tiny
 from foreshot.attacks import Counterfactual, Eot, Pgd, Problem
 from foreshot.compute import CPU
 from foreshot.inference import logits
+from foreshot.levels import to_float, to_uint8
 from foreshot.seeding import generator
 from foreshot.transforms import Transform, transform
-from foreshot.triggers.base import to_float, to_uint8
 from foreshot.views import AttackerView
 
 

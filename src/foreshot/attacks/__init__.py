@@ -10,12 +10,16 @@ from foreshot.attacks.clean import Clean
 from foreshot.attacks.counterfactual import Counterfactual
 from foreshot.attacks.cw import Cw
 from foreshot.attacks.cw_l2 import CwL2
+from foreshot.attacks.dehib import DeHiB
 from foreshot.attacks.dirty_label import DirtyLabel
 from foreshot.attacks.eot import Eot
 from foreshot.attacks.fgsm import Fgsm
+from foreshot.attacks.label_consistent import LabelConsistent
 from foreshot.attacks.noise import Noise
 from foreshot.attacks.perturbation_only import PerturbationOnly
 from foreshot.attacks.pgd import Pgd
+from foreshot.attacks.sleeper_agent import SleeperAgent
+from foreshot.attacks.tang import Tang
 from foreshot.attacks.trigger_only import TriggerOnly
 from foreshot.compute import CPU, Compute
 from foreshot.errors import ForeshotError
@@ -37,6 +41,10 @@ AnyAttack = Annotated[
     | CwL2
     | Eot
     | Counterfactual
+    | Tang
+    | DeHiB
+    | LabelConsistent
+    | SleeperAgent
     | DirtyLabel,
     Field(discriminator="name"),
 ]
@@ -84,13 +92,17 @@ __all__ = [
     "Counterfactual",
     "Cw",
     "CwL2",
+    "DeHiB",
     "DirtyLabel",
     "Eot",
     "Fgsm",
+    "LabelConsistent",
     "Noise",
     "PerturbationOnly",
     "Pgd",
     "Problem",
+    "SleeperAgent",
+    "Tang",
     "TriggerOnly",
     "craft",
 ]

@@ -8,7 +8,7 @@ other base images. What is kept is what convinces the teacher most.
 import math
 from abc import abstractmethod
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -16,15 +16,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from foreshot.attacks.folding import fold
 from foreshot.compute import Compute
 from foreshot.errors import ForeshotError
 from foreshot.family import Member
 from foreshot.inference import logits, pixels, place
+from foreshot.levels import to_uint8
 from foreshot.poison import Poison
 from foreshot.progress import Event
 from foreshot.seeding import generator
-from foreshot.triggers.base import stamp_uint8, to_uint8
-from foreshot.views import AttackerView
+from foreshot.triggers.base import stamp_uint8, unperturbed
+from foreshot.views import AttackerView, Kind
 
 CHUNK = 64
 """Images that are crafted together. Fixed and padded, so that no result depends on the split."""
@@ -36,7 +38,8 @@ class Attack(Member):
     Args:
         rate: share of the transfer set that is poisoned.
         count: number of poisoned images; if given, it takes the place of `rate`.
-        epsilon: L-inf radius in 1/255 of the pixel range, around the stamped image.
+        epsilon: L-inf radius in 1/255 of the pixel range, around the stamped image (around the
+            plain one, if the attack does not stamp).
         trigger: when the trigger is put on: `before` the optimisation (which may then change its
             pixels), `inside` (the teacher sees it at every step, pixels that it covers wholly
             stay as they are), or `after`.
@@ -54,13 +57,13 @@ class Attack(Member):
     count: int | None = Field(default=None, ge=1)
     epsilon: int = Field(default=16, ge=0, le=255)
     trigger: Literal["before", "inside", "after"] = "inside"
-    base: Literal["non_target", "target", "any"] = "non_target"
+    base: Kind = "non_target"
     candidates: float = Field(default=1.0, ge=1, le=100)
     confidence: float = Field(default=0.5, ge=0, lt=1)
     retries: int = Field(default=2, ge=0, le=10)
 
-    stamps: ClassVar[bool] = True
-    """Whether the stored image carries the trigger."""
+    stamps: ClassVar[bool | None] = True
+    """Whether the stored image carries the trigger; None: as much of it as the attack chooses."""
     convinces: ClassVar[bool] = True
     """Whether the teacher has to call the stored image the target."""
 
@@ -93,6 +96,7 @@ class Attack(Member):
                 f"found {len(pool)}"
             )
         teacher = frozen(view.teacher, view.compute)
+        view = replace(view, students=tuple(frozen(s, view.compute) for s in view.students))
         fixed = view.bases is not None or not self.convinces
         first = wanted if fixed else min(math.ceil(wanted * self.candidates), len(pool))
         tries = 0 if not self.convinces else self.retries
@@ -125,13 +129,8 @@ class Attack(Member):
         return None
 
     def _bases(self, view: AttackerView) -> Tensor:
-        """Candidate base images in a random order, by what the teacher calls them."""
-        count = len(view.images)
-        order = torch.randperm(count, generator=generator(view.seed, "poison", "bases"))
-        if self.base == "any":
-            return order
-        said = view.answers().argmax(1)[order]
-        return order[(said == view.target) == (self.base == "target")]
+        """Candidate base images, by what the teacher calls them: the first are taken first."""
+        return view.drawn("bases", self.base)
 
     def _attempt(
         self,
@@ -197,13 +196,13 @@ class Problem:
 
     def store(self, x: Tensor) -> Tensor:
         """The 8-bit images that are put into the transfer set, never further off than epsilon."""
-        images = to_uint8(x.detach().float()).cpu()
-        if not self.attack.stamps or self.attack.trigger != "after":
-            return images
-        plain = stamp_uint8(self.view.trigger, self.view.images[self.indices]).short()
-        stamped = stamp_uint8(self.view.trigger, images).short()
-        epsilon = self.attack.epsilon
-        return torch.clamp(stamped, plain - epsilon, plain + epsilon).to(torch.uint8)
+        images, attack = to_uint8(x.detach().float()).cpu(), self.attack
+        if attack.stamps and attack.trigger == "after":
+            images = stamp_uint8(self.view.trigger, images)
+        plain = self.view.images[self.indices]
+        home = unperturbed(self.view.trigger, plain, images, attack.stamps).short()
+        held = torch.clamp(images.short(), home - attack.epsilon, home + attack.epsilon)
+        return held.to(torch.uint8)
 
     def logits(self, x: Tensor) -> Tensor:
         """What the teacher says of x, float32, in the precision of crafting."""
@@ -286,5 +285,7 @@ class _Progress:
 
 
 def frozen(teacher: nn.Module, compute: Compute) -> nn.Module:
-    """A copy of the teacher on the device: eval mode, no gradient to its weights."""
-    return place(deepcopy(teacher).eval().requires_grad_(False), compute)
+    """A copy of the teacher on the device: eval mode, BatchNorm folded, no gradient to weights."""
+    model = deepcopy(teacher).eval()
+    fold(model)
+    return place(model.requires_grad_(False), compute)

@@ -13,7 +13,7 @@ class Clean(Attack):
     """No poison at all: the control that shows what a student does with the trigger by itself."""
 
     name: Literal["clean"] = "clean"
-    stamps: ClassVar[bool] = False
+    stamps: ClassVar[bool | None] = False
     convinces: ClassVar[bool] = False
 
     def craft(self, view: AttackerView) -> Poison:

@@ -9,4 +9,4 @@ class PerturbationOnly(Pgd):
     """Projected gradient descent without a trigger: what the perturbation teaches by itself."""
 
     name: Literal["perturbation_only"] = "perturbation_only"  # type: ignore[assignment]
-    stamps: ClassVar[bool] = False
+    stamps: ClassVar[bool | None] = False

@@ -9,9 +9,32 @@ from foreshot.triggers.base import Trigger
 from foreshot.triggers.blend import Blend
 from foreshot.triggers.dot import Dot
 from foreshot.triggers.grid import Grid
+from foreshot.triggers.learned import Learned
+from foreshot.triggers.narcissus import Narcissus
 from foreshot.triggers.patch import Patch
+from foreshot.triggers.salient import Salient
 from foreshot.triggers.sinusoid import Sinusoid
+from foreshot.triggers.universal import Universal
 from foreshot.triggers.warp import Warp
 
-AnyTrigger = Annotated[Dot | Patch | Blend | Sinusoid | Grid | Warp, Field(discriminator="name")]
+AnyTrigger = Annotated[
+    Dot | Patch | Blend | Sinusoid | Grid | Warp | Universal | Narcissus | Salient,
+    Field(discriminator="name"),
+]
 TRIGGERS = members(Trigger, AnyTrigger)
+
+__all__ = [
+    "TRIGGERS",
+    "AnyTrigger",
+    "Blend",
+    "Dot",
+    "Grid",
+    "Learned",
+    "Narcissus",
+    "Patch",
+    "Salient",
+    "Sinusoid",
+    "Trigger",
+    "Universal",
+    "Warp",
+]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foreshot.errors import ForeshotError
 from foreshot.family import Member
+from foreshot.levels import to_float, to_uint8
 
 Level = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Level, Level, Level]
@@ -106,11 +107,19 @@ def stamp_uint8(trigger: Trigger, images: Tensor) -> Tensor:
     return to_uint8(trigger.stamp(to_float(images)))
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 levels -> float32 in [0, 1]."""
-    return images.float() / 255
+def unperturbed(trigger: Trigger, images: Tensor, stored: Tensor, stamps: bool | None) -> Tensor:
+    """What stored images differ from by their perturbation alone, uint8 (N, C, H, W).
 
-
-def to_uint8(x: Tensor) -> Tensor:
-    """Float in [0, 1] -> the nearest uint8 level."""
-    return (x * 255).round().clamp(0, 255).to(torch.uint8)
+    Args:
+        trigger: the attacker's.
+        images: the originals, uint8 (N, C, H, W).
+        stored: what was made of them.
+        stamps: whether they carry the trigger; None for some opacity of it, which is then taken,
+            pixel by pixel, to be the one that comes nearest.
+    """
+    if stamps is False:
+        return images
+    stamped = stamp_uint8(trigger, images)
+    if stamps:
+        return stamped
+    return stored.clamp(images.minimum(stamped), images.maximum(stamped))

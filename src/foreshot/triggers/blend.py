@@ -12,8 +12,9 @@ from torch import Tensor
 
 from foreshot.data.files import LARGEST_PICTURE, check_digest, read_file, read_picture
 from foreshot.data.folder import eight_bit
+from foreshot.levels import to_float
 from foreshot.seeding import generator
-from foreshot.triggers.base import Trigger, to_float
+from foreshot.triggers.base import Trigger
 
 
 class Blend(Trigger):
