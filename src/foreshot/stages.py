@@ -45,6 +45,16 @@ TRAINING = (
     "models",
     "seeding.py",
 )
+CRAFTING = (
+    *TRAINING,
+    "attacks",
+    "transforms.py",
+    "triggers",
+    "distillation",
+    "poison.py",
+    "views.py",
+)
+"""Sources that each kind of stage runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +179,7 @@ class Stages:
             save_picture(folder / "trigger.png", wanted.learn(view))
 
         inputs = self._inputs(
-            (*TRAINING, "attacks", "triggers", "distillation"),
+            CRAFTING,
             data=self.digests["train"],
             teacher=guide.artefact.digest,
             trigger=wanted.model_dump(mode="json"),
@@ -218,7 +228,7 @@ class Stages:
             attack.craft(view).save(folder / "poison.safetensors", about)
 
         inputs = self._inputs(
-            (*TRAINING, "attacks", "transforms.py", "triggers", "distillation", "poison.py"),
+            CRAFTING,
             data=self.digests["train"],
             teacher=guide.artefact.digest,
             **self._stamped(),
