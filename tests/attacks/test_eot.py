@@ -54,6 +54,20 @@ def test_the_poison_outlasts_what_it_was_crafted_through(kind: Transform, tiny: 
     assert surprise[0] < 0.9 * surprise[1]
 
 
+def test_what_is_kept_is_what_the_teacher_is_sure_of_after_changes(tiny: Tiny) -> None:
+    kinds: tuple[Transform, ...] = ("crop", "none", "blur")
+    attack, view = Eot(through=kinds), seen(tiny)
+    problem = Problem.pose(attack, view, tiny.teacher, torch.arange(5), 0)
+    stored, rows = view.images[:5], [view.images[:5]]
+    for number in range(16):
+        random = generator(0, "poison", "judged", number)
+        kind: Transform = ("crop", "blur")[number % 2]
+        rows.append(to_uint8(transform(to_float(stored), kind, random)))
+    said = [logits(tiny.teacher, row, CPU).softmax(1)[:, tiny.target] for row in rows]
+    expected = torch.stack(said).mean(0).log().double()
+    torch.testing.assert_close(attack.conviction(problem, stored), expected)
+
+
 def test_counterfactual_crafting_measures_both_terms_on_the_changed_image(tiny: Tiny) -> None:
     attack = Counterfactual(through=("crop",), draws=1, weight=0.2, temperature=2)
     view = AttackerView(

@@ -124,6 +124,15 @@ class Attack(Member):
         work.end()
         return Poison(chosen.indices, chosen.images, self.labels(chosen.indices, view))
 
+    def conviction(self, problem: "Problem", stored: Tensor) -> Tensor:
+        """Log-probability of the target that the teacher gives stored images, float64 (n,).
+
+        It decides which candidates are kept, and which are crafted again.
+        """
+        view = problem.view
+        said = logits(view.teacher, stored, view.compute, CHUNK).double()
+        return F.log_softmax(said, 1)[:, view.target]
+
     def labels(self, indices: Tensor, view: AttackerView) -> Tensor | None:  # noqa: ARG002
         """Labels that the attack dictates; None where the teacher labels."""
         return None
@@ -147,8 +156,7 @@ class Attack(Member):
             filled = part.repeat(math.ceil(CHUNK / len(part)))[:CHUNK] if self.convinces else part
             problem = Problem.pose(self, view, teacher, filled, effort)
             stored = problem.store(self.perturb(problem))
-            said = F.log_softmax(logits(view.teacher, stored, view.compute, CHUNK).double(), 1)
-            crafted = _Crafted(filled, stored, said[:, view.target])
+            crafted = _Crafted(filled, stored, self.conviction(problem, stored))
             parts.append(crafted.keep(slice(0, len(part))))
             work.advance(len(part))
         return _Crafted.cat(parts)

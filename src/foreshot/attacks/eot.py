@@ -1,6 +1,8 @@
 """Crafting for an image that will be changed on the way."""
 
+import math
 from collections.abc import Callable
+from itertools import cycle
 from typing import Annotated, Literal
 
 import torch
@@ -9,17 +11,21 @@ from torch import Tensor
 
 from foreshot.attacks.base import Problem
 from foreshot.attacks.pgd import Objective, Pgd
+from foreshot.levels import to_float, to_uint8
 from foreshot.seeding import generator
 from foreshot.transforms import Transform, transform
 
 Change = Callable[[Tensor], Tensor]
+JUDGED = 16
+"""Changes by which a finished image is judged, beside itself; not those that it was crafted on."""
 
 
 class Eot(Pgd):
     """PGD on the expectation over transformations of the image (Athalye et al., arXiv 1707.07397).
 
     mean over t of CE(f(t(x)) / T, target): the teacher says target of the crops that a distiller
-    shows it, or of the image after a defence has compressed or blurred it.
+    shows it, or of the image after a defence has compressed or blurred it. Its probability of the
+    target, by which images are kept or crafted again, is a mean over such changes as well.
 
     Args:
         through: the transformations, by turns: crop, crop_flip, noise, blur, resize, depth, jpeg,
@@ -39,6 +45,15 @@ class Eot(Pgd):
             return torch.stack([minimised(x, self._change(problem, n)) for n in drawn]).mean()
 
         return expected
+
+    def conviction(self, problem: Problem, stored: Tensor) -> Tensor:
+        """As a mean of probabilities: of the stored images, and of what changes make of them."""
+        judge, kinds = super().conviction, [kind for kind in self.through if kind != "none"]
+        said = [judge(problem, stored)]
+        for number, kind in zip(range(JUDGED), cycle(kinds), strict=False):
+            random = generator(problem.view.seed, "poison", "judged", number)
+            said.append(judge(problem, to_uint8(transform(to_float(stored), kind, random))))
+        return torch.stack(said).logsumexp(0) - math.log(len(said))
 
     def under(self, problem: Problem) -> Callable[[Tensor, Change], Tensor]:
         """What is minimised over x if the images are changed so."""
