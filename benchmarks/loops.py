@@ -150,6 +150,7 @@ def torchdistill(
     def lr_at(step: int) -> float:
         return training.lr_at(step * training.batch / (len(images) * training.epochs)) / training.lr
 
+    # With alpha 0 its loss leaves out the factor T^2, so the term's weight has to bring it.
     kd_loss = {"temperature": 4, "alpha": 0.0, "reduction": "batchmean"}
     for role in ("student", "teacher"):
         kd_loss |= {f"{role}_module_path": ".", f"{role}_module_io": "output"}
@@ -178,7 +179,7 @@ def torchdistill(
             "scheduler": {"key": "LambdaLR", "kwargs": {"lr_lambda": lr_at}, "scheduling_step": 1},
             "criterion": {
                 "key": "WeightedSumLoss",
-                "kwargs": {"sub_terms": {"kd": {"criterion": criterion, "weight": 1.0}}},
+                "kwargs": {"sub_terms": {"kd": {"criterion": criterion, "weight": 4.0**2}}},
             },
         },
         torch.device("cpu"),
