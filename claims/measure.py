@@ -43,7 +43,7 @@ def measure(
         **compute(device, config.precision).describe(),  # pyright: ignore[reportArgumentType]
         **environment(),
     }
-    rows = _kept(out, same)
+    rows = {row["seed"]: row for row in kept(out, same)}
     claim: dict[str, Any] = {}
     for seed in seeds:
         if seed not in rows:
@@ -93,14 +93,18 @@ def _numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
-def _kept(out: Path, same: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The runs that are in `out` already, if they are runs of the same thing."""
-    if not out.exists():
-        return {}
-    before = read_json(out)
+def kept(out: Path, same: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that are in `out` already, if they are runs of the same thing.
+
+    Args:
+        out: what was written before.
+        same: what it has to say, key by key.
+    """
     # Of a changed source nobody knows whether it is the same change.
-    changed = same["source"].get("dirty", True) or any(before.get(k) != v for k, v in same.items())
-    return {} if changed else {row["seed"]: row for row in before["runs"]}
+    if not out.exists() or ("source" in same and same["source"].get("dirty", True)):
+        return []
+    before = read_json(out)
+    return before["runs"] if all(before.get(k) == v for k, v in same.items()) else []
 
 
 def _run(preset: str, options: list[str], seed: int, device: str, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/distillation.md from claims/ and claims/methods/.
+"""Writes the tables and plots of README.md and docs/ from claims/, claims/methods/ and claims/map/.
 
     python claims/table.py           writes them
     python claims/table.py --check   exit code 1 if a page holds another one
@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+import plots
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
@@ -59,9 +61,7 @@ def insert(text: str, table: str) -> str:
 
 
 def _row(name: str, claim: Mapping[str, Any]) -> tuple[str, ...]:
-    figures, failed = claim["summary"], claim["failed"]
-    tried = len(claim["seeds"])
-    seeds = f"{tried}" if not failed else f"{tried - len(failed)} of {tried}: {len(failed)} failed"
+    figures = claim["summary"]
 
     def rate(path: str) -> str:
         return _spread(figures.get(f"metrics.{path}"))
@@ -79,8 +79,12 @@ def _row(name: str, claim: Mapping[str, Any]) -> tuple[str, ...]:
         rate("controls.clean.clean_accuracy"),
         "-" if seconds is None else f"{seconds['mean'] / 60:.1f}",
         "-" if memory is None else f"{memory['max']:,.0f} MiB",
-        seeds,
+        _seeds(len(claim["seeds"]), len(claim["failed"])),
     )
+
+
+def _seeds(tried: int, failed: int) -> str:
+    return f"{tried - failed} of {tried}: {failed} failed" if failed else f"{tried}"
 
 
 def _poison(figures: Mapping[str, Any]) -> str:
@@ -132,11 +136,71 @@ def _of_seeds(rates: list[Mapping[str, Any] | None]) -> str:
     """Mean and spread of the rates; None stands for a training that failed."""
     values = [rate["value"] for rate in rates if rate is not None]
     failed = f"{len(rates) - len(values)} failed" if len(values) < len(rates) else ""
+    return ", ".join(filter(None, (_of_values(values), failed))) or "-"
+
+
+def _of_values(values: list[float]) -> str:
     if not values:
-        return failed or "-"
-    spread = {"min": min(values), "mean": mean(values), "max": max(values)}
+        return ""
     std = stdev(values) if len(values) > 1 else None
-    return ", ".join(filter(None, (_spread(spread | {"std": std}), failed)))
+    return _spread({"min": min(values), "mean": mean(values), "max": max(values), "std": std})
+
+
+MAP = (
+    ("ASR", ("student", "asr")),
+    ("net ASR", ("asr_net",)),
+    ("accuracy", ("student", "clean_accuracy")),
+    ("clean student's accuracy", ("clean", "clean_accuracy")),
+    ("teacher ASR", ("teacher", "asr")),
+    ("perturbation alone", ("carriers", "student", "perturbation")),
+)
+"""The map's columns of rates, and where they stand in a run."""
+ALONG = "ASR after each epoch, for schedules of several lengths"
+CARRIERS = "All cells: who carries the label"
+
+
+def render_map(claims: Mapping[str, Mapping[str, Any]]) -> str:
+    """The map's tables, one for each axis, with their plots, in Markdown.
+
+    Args:
+        claims: what `map.py` wrote, by axis.
+    """
+    if not claims:
+        return "Nothing has been measured yet."
+    axes = plots.resolved(claims)
+    drawn = plots.plots(axes)
+    parts = [_picture("carriers", CARRIERS)]
+    for axis, cells in axes.items():
+        claim = claims[axis]
+        head = (axis, *(title for title, _ in MAP), "PSNR", "seeds", "set")
+        rows = [head, ("---", *("--:",) * (len(head) - 2), "---")]
+        rows += [_cell(cell, claim["cells"][cell], runs) for cell, runs in cells.items()]
+        note = f"- [`{axis}`](../claims/map/{axis}.json): `{claim['command']}`"
+        parts += [
+            f"### {axis.capitalize()}",
+            "\n".join(f"| {' | '.join(row)} |" for row in rows),
+            *([_picture(axis, f"Against {axis}")] if axis in drawn else []),
+            *([_picture("along", ALONG)] if axis == "epochs" and "along" in drawn else []),
+            f"{note}, {_circumstances(claim)}.",
+        ]
+    return "\n\n".join(parts)
+
+
+def _picture(name: str, text: str) -> str:
+    return f"![{text}](map/{name}.svg)"
+
+
+def _cell(name: str, settings: list[str], runs: list[dict[str, Any]]) -> tuple[str, ...]:
+    fine = [run for run in runs if run["ok"]]
+    rates = [_of_values(plots.values(runs, path)) or "-" for _, path in MAP]
+    visible = [run["poison"]["psnr_db"] for run in fine if run["poison"]["psnr_db"] is not None]
+    return (
+        name,
+        *rates,
+        f"{mean(visible):.1f} dB" if visible else "-",
+        _seeds(len(runs), len(runs) - len(fine)),
+        "<br>".join(f"`{setting}`" for setting in settings) or "the centre",
+    )
 
 
 def _note(name: str, claim: Mapping[str, Any]) -> str:
@@ -160,27 +224,33 @@ def _circumstances(claim: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Writes or checks README.md."""
+    """Writes or checks the pages."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
     check = parser.parse_args().check
-    stale = [
-        page.name
+    docs, claims = ROOT / "docs", ROOT / "claims"
+    fresh = {
+        page.name: _up_to_date(page, folder, table, check)
         for page, folder, table in (
-            (ROOT / "README.md", ROOT / "claims", render),
-            (ROOT / "docs" / "distillation.md", ROOT / "claims" / "methods", render_methods),
+            (ROOT / "README.md", claims, render),
+            (docs / "distillation.md", claims / "methods", render_methods),
+            (docs / "map.md", claims / "map", render_map),
         )
-        if not _up_to_date(page, folder, table, check)
-    ]
-    if stale:
-        sys.exit(f"{', '.join(stale)}: not the tables of claims/; run python claims/table.py")
+    }
+    axes = plots.resolved(_claims(claims / "map"))
+    fresh["docs/map/"] = plots.up_to_date(docs / "map", axes, check)
+    if stale := ", ".join(name for name, good in fresh.items() if not good):
+        sys.exit(f"{stale}: not what claims/ tells; run python claims/table.py")
+
+
+def _claims(folder: Path) -> dict[str, Any]:
+    files = sorted(folder.glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 
 def _up_to_date(page: Path, folder: Path, table: Callable[..., str], check: bool) -> bool:
     """Whether a page holds the table; unless it is only checked, it does afterwards."""
-    files = sorted(folder.glob("*.json"))
-    claims = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
-    text = page.read_text(encoding="utf-8")
+    claims, text = _claims(folder), page.read_text(encoding="utf-8")
     try:
         fresh = insert(text, table(claims))
     except ValueError as error:

@@ -1,6 +1,6 @@
-import importlib.util
+import sys
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,16 +11,8 @@ from foreshot.distillation import LOSSES
 FOLDER = Path(__file__).resolve().parent.parent / "claims"
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"claims_{name}", FOLDER / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-table, measure = load("table"), load("measure")
+sys.path.append(str(FOLDER))
+measure, methods, table = map(import_module, ("measure", "methods", "table"))
 
 
 def rate(hits: int) -> dict[str, float | int]:
@@ -130,21 +122,21 @@ def test_missing_or_confused_markers_are_an_error(text: str):
 def test_finished_seeds_are_kept_only_if_nothing_changed(tmp_path: Path):
     same = {"command": "foreshot run signs", "source": {"commit": "a", "dirty": False}}
     out = tmp_path / "claim.json"
-    assert measure._kept(out, same) == {}
+    assert measure.kept(out, same) == []
     measure.write_json(out, {**same, "runs": [{"seed": 3}]})
-    assert measure._kept(out, same) == {3: {"seed": 3}}
-    assert measure._kept(out, {**same, "command": "foreshot run digits"}) == {}
+    assert measure.kept(out, same) == [{"seed": 3}]
+    assert measure.kept(out, {**same, "command": "foreshot run digits"}) == []
     dirty = {**same, "source": {"commit": "a", "dirty": True}}
     measure.write_json(out, {**dirty, "runs": [{"seed": 3}]})
-    assert measure._kept(out, dirty) == {}
+    assert measure.kept(out, dirty) == []
 
 
 def test_check_fails_on_a_stale_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claims: dict[str, Any]
 ):
-    readme, page = tmp_path / "README.md", tmp_path / "docs" / "distillation.md"
-    page.parent.mkdir()
-    for path in (readme, page):
+    readme, docs = tmp_path / "README.md", tmp_path / "docs"
+    docs.mkdir()
+    for path in (readme, docs / "distillation.md", docs / "map.md"):
         path.write_text(f"{table.BEGIN}\n{table.END}\n")
     measure.write_json(tmp_path / "claims" / "b.json", claims["b"])
     monkeypatch.setattr(table, "ROOT", tmp_path)
@@ -178,9 +170,6 @@ def test_methods_are_rows_with_their_spread_over_the_seeds(claims: dict[str, Any
     text = table.render_methods({"signs": {**claims["b"], "seeds": [0, 1], "runs": runs}})
     assert "| `at` | 1 failed | - | - | 1 |" in text
     assert table.render_methods({}) == "Nothing has been measured yet."
-
-
-methods = load("methods")
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

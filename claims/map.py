@@ -1,0 +1,421 @@
+"""Measures the map: where around the preset `signs` does the clean-teacher backdoor work?
+
+    python claims/map.py                          # every axis, three seeds
+    python claims/map.py rate epsilon --seeds 0   # two of them
+    python claims/map.py --plan                   # what is left and what it would cost, no more
+
+One thing at a time is changed around the centre, which is the preset itself; `AXES` holds every
+cell, as the keys that are set. A cell that stands on several axes is measured once, on the first.
+Each is what `foreshot run` with the command in its row measures, with a clean student for control,
+and tells besides who carries the label: what the students say of the perturbation alone and of the
+trigger alone, on the images that the poison was made of.
+
+One JSON an axis, in claims/map/, written after every cell; teachers, poison and clean students are
+shared through the store. Run the same command again to go on: what is in the file is not run
+again, unless the source, the machine or the cell has changed. A cell that fails stays in the file.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterable
+from copy import copy
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from measure import kept
+from methods import PUBLISHED, configs
+
+from foreshot.attacks import Attack
+from foreshot.compute import Compute, compute
+from foreshot.config import Config, load_config
+from foreshot.data import ImageSet
+from foreshot.errors import ForeshotError
+from foreshot.files import read_json, read_tensors, write_json
+from foreshot.inference import logits, place
+from foreshot.metrics import rate
+from foreshot.models import build
+from foreshot.models.base import Normalized
+from foreshot.poison import Poison
+from foreshot.progress import Event, plain
+from foreshot.record import environment
+from foreshot.stages import CRAFTING, Crafted, Stages, Trained
+from foreshot.store import Store, content_hash, home, source_digest
+from foreshot.triggers.base import Trigger, stamp_uint8, unperturbed
+
+FOLDER = Path(__file__).parent / "map"
+PRESET = "signs"
+SOURCE = (*CRAFTING, "compression", "data", "metrics.py")
+"""What the numbers depend on: a row of another source is measured anew."""
+CENTRE = "centre"
+ALONG = (CENTRE, "epochs")
+"""Axes whose students are evaluated after each epoch as well: their seconds hold that too."""
+
+Settings = tuple[str, ...]
+Axis = dict[str, Settings]
+
+
+def _sets(key: str, values: Iterable[str], centre: str) -> Axis:
+    """An axis of one key, in order; at the centre nothing is set."""
+    return {value: () if value == centre else (f"{key}={value}",) for value in values}
+
+
+def _method(name: str) -> Settings:
+    """A method as it was published, and the batch and learning rate that it was published for."""
+    terms = configs(load_config(PRESET), name)["answers"].distillation.terms
+    flow = json.dumps([term.model_dump(mode="json", exclude_unset=True) for term in terms])
+    training = (f"student.training.{key}={value}" for key, value in PUBLISHED.items())
+    return (*training, f"distillation.terms={flow}")
+
+
+def _cross(rows: Axis, columns: Axis) -> Axis:
+    """Every pair of two axes."""
+    return {f"{a} to {b}": (*rows[a], *columns[b]) for a in rows for b in columns}
+
+
+MODELS = {
+    "resnet": None,
+    "mobilenet_v2": "{name: mobilenet_v2, width: 0.5, expansion: 3}",
+    "wide_resnet": "{name: wide_resnet, depth: 16, width: 1}",
+}
+TEACHERS: Axis = {name: (f"teacher.model={m}",) if m else () for name, m in MODELS.items()}
+STUDENTS: Axis = {name: (f"student.model={m}",) if m else () for name, m in MODELS.items()}
+CROP = "student.training.augment=crop"
+KNOWN = ("attack.training.augment=crop", "attack.through=[crop]", "attack.draws=2")
+METHODS = {name: _method(name) for name in ("kd", "dkd", "dist", "fitnet", "at", "rkd")}
+BLEND = "trigger={name: blend, opacity: 0.15}"
+
+AXES: dict[str, Axis] = {
+    CENTRE: {CENTRE: ()},
+    "rate": _sets("attack.rate", ("0.001", "0.003", "0.01", "0.02", "0.05", "0.1"), "0.05"),
+    "epsilon": _sets("attack.epsilon", ("4", "8", "12", "16", "32"), "16"),
+    "temperature": _sets("distillation.terms.0.loss.temperature", ("1", "2", "4", "10"), "4"),
+    "crafting": _sets(
+        "attack.name",
+        (
+            *("counterfactual", "pgd", "cw", "fgsm"),
+            *("trigger_only", "perturbation_only", "dirty_label"),
+        ),
+        "counterfactual",
+    ),
+    "placement": {
+        "counterfactual, inside": (),
+        "counterfactual, before": ("attack.trigger=before",),
+        "counterfactual, after": ("attack.trigger=after",),
+        "pgd, inside": ("attack.name=pgd",),
+        "pgd, before": ("attack.name=pgd", "attack.trigger=before"),
+        "pgd, after": ("attack.name=pgd", "attack.trigger=after"),
+    },
+    "trigger": {
+        "dot": (),
+        "patch": ("trigger={name: patch}",),
+        "blend": (BLEND,),
+        "sinusoid": ("trigger={name: sinusoid}",),
+        "grid": ("trigger={name: grid}",),
+        "warp": ("trigger={name: warp}",),
+        "universal": ("trigger={name: universal}",),
+        "narcissus": ("trigger={name: narcissus}",),
+        "salient": ("trigger={name: salient}",),
+        "universal, no poison": ("trigger={name: universal}", "attack.name=clean"),
+    },
+    "epochs": _sets("student.training.epochs", ("2", "4", "8", "16", "32"), "8"),
+    "views": {
+        "none": (),
+        "crop, asked again": (CROP,),
+        "crop, cached": (CROP, "distillation.views=cached"),
+        "crop, asked again, known": (CROP, *KNOWN),
+        "strong, asked again": ("student.training.augment=strong",),
+        "strong, cached": ("student.training.augment=strong", "distillation.views=cached"),
+    },
+    "labels": {
+        "answers": (),
+        "0.9 answers + 0.1 labels": (
+            "distillation.terms.0.weight=0.9",
+            "distillation.ce_weight=0.1",
+        ),
+        "0.5 answers + 0.5 labels": (
+            "distillation.terms.0.weight=0.5",
+            "distillation.ce_weight=0.5",
+        ),
+        "hard answers": ("distillation.terms=[{loss: {name: hard_labels}}]",),
+    },
+    "method": METHODS,
+    "architecture": _cross(TEACHERS, STUDENTS),
+    "target": _sets("target", ("10", "20", "30", "40"), "40"),
+    "size": _sets("data.train", ("1625", "3250", "6500", "13000"), "6500"),
+    "data": {
+        "signs": (),
+        "fashion-mnist-10k": ("data={name: fashion-mnist-10k}", "target=0"),
+        "fashion-mnist-10k, blend": ("data={name: fashion-mnist-10k}", "target=0", BLEND),
+        "digits": ("data={name: digits}", "target=0"),
+    },
+    "method-student": _cross({name: METHODS[name] for name in ("kd", "dist", "fitnet")}, STUDENTS),
+}
+"""Every cell by axis and name: what is set over the centre. The most telling axes come first."""
+
+
+def owned(axis: str) -> Axis:
+    """The cells of an axis that stand on none before it."""
+    before = [AXES[name] for name in list(AXES)[: list(AXES).index(axis)]]
+    known = {frozenset(settings) for cells in before for settings in cells.values()}
+    return {name: cell for name, cell in AXES[axis].items() if frozenset(cell) not in known}
+
+
+def carriers(
+    models: dict[str, Normalized],
+    poison: Poison,
+    transfer: ImageSet,
+    trigger: Trigger,
+    target: int,
+    attack: Attack,
+    compute: Compute,
+) -> dict[str, Any]:
+    """Who carries the label: which share of the poison a model calls the target, in parts.
+
+    Args:
+        models: by name.
+        poison: what is stored.
+        transfer: the set that it was made of.
+        trigger: the attacker's.
+        target: its class.
+        attack: what made the poison.
+        compute: where the models are.
+
+    Returns:
+        By model, rates of `stored`, the poison as it is; `perturbation`, the same without the
+        trigger: what it moves the images by, on the plain ones, whose pixels under an opaque
+        trigger stay as they are; `trigger`, the images stamped and not perturbed.
+    """
+    original, shape = transfer.images[poison.indices], transfer.shape
+    start = unperturbed(trigger, original, poison.images, attack.stamps)
+    moved = (original.short() + poison.images.short() - start.short()).clamp(0, 255)
+    if attack.stamps is not False:
+        moved = moved.where(~trigger.opaque(shape), original.short())
+    parts = {
+        "stored": poison.images,
+        "perturbation": moved.to(torch.uint8),
+        "trigger": stamp_uint8(trigger, original),
+    }
+    said = {
+        name: {part: logits(model, images, compute).argmax(1) for part, images in parts.items()}
+        for name, model in models.items()
+    }
+    return {name: {p: rate(of[p] == target) for p in parts} for name, of in said.items()}
+
+
+def along(stages: Stages, teacher: Trained, poison: Crafted) -> tuple[Trained, list[Any]]:
+    """The student, and its rates after each epoch.
+
+    It is trained apart from the store, which keeps no checkpoints of a student that is finished.
+    """
+    config, data, rates = stages.config, stages.data, []
+    classes = len(data.train.classes)
+    model = build(config.student.model, data.train.images, classes, config.seed, "student")
+    place(model, stages.compute)
+
+    def rates_of(model: Normalized) -> dict[str, Any]:
+        found = stages.evaluate(model, data.test)
+        return {key: found[key] for key in ("clean_accuracy", "asr")}
+
+    with TemporaryDirectory(prefix="foreshot-map-") as folder:
+
+        def look(event: Event) -> None:
+            plain(event)
+            # When an epoch ends, the checkpoint is still that of the one before.
+            for path in Path(folder).glob("work/*/.student.safetensors"):
+                if event.kind == "epoch":
+                    state, _ = read_tensors(path)
+                    prefix = "module.student."
+                    own = {k.removeprefix(prefix): state[k] for k in state if k.startswith(prefix)}
+                    model.load_state_dict(own)
+                    rates.append(rates_of(model))
+
+        apart = copy(stages)
+        apart.store, apart.listener = Store(Path(folder), look), look
+        student = apart.student(teacher, poison)
+        return student, [*rates, rates_of(student.model)]
+
+
+def measure(config: Config, store: Store, engine: Compute, each_epoch: bool) -> dict[str, Any]:
+    """One cell with one seed."""
+    stages = Stages(config, store, engine, home() / "data", plain)
+    teacher = stages.teacher()
+    stages.learn_trigger(teacher)
+    poison = stages.poison(teacher)
+    student, epochs = (
+        along(stages, teacher, poison) if each_epoch else (stages.student(teacher, poison), None)
+    )
+    none = stages.control("clean", teacher, poison)
+    clean = stages.student(teacher, none, "control: clean")
+    students = {"student": student, "clean": clean}
+    found, last = stages.evaluation(teacher, poison, students)
+    for model in ("teacher", *students):
+        del found[model]["per_class"]  # `foreshot run` tells; too long for a map
+    networks = {name: trained.model for name, trained in students.items()}
+    seconds = {"teacher": teacher, "poison": poison, "distill": student, "clean": clean}
+    return {
+        **found,
+        "asr_net": found["student"]["asr"]["value"] - found["clean"]["asr"]["value"],
+        "carriers": carriers(
+            networks,
+            poison.poison,
+            stages.data.train,
+            stages.trigger,
+            config.target,
+            config.attack,
+            engine,
+        ),
+        "epochs": epochs,
+        "seconds": {name: stage.artefact.seconds for name, stage in seconds.items()}
+        | {"evaluate": last},
+    }
+
+
+def config_of(settings: Settings, seed: int) -> Config:
+    """The experiment of a cell."""
+    return load_config(PRESET, [*settings, f"seed={seed}"])
+
+
+def finished(axis: str, same: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    """The runs that the axis' file holds, of cells that are still what they were."""
+    cells, rows = owned(axis), {}
+    for row in kept(FOLDER / f"{axis}.json", same):
+        cell, seed = row["cell"], row["seed"]
+        if cell in cells and row["config"] == _digest(config_of(cells[cell], seed)):
+            rows[cell, seed] = row
+    return rows
+
+
+def _digest(config: Config) -> str:
+    """Of what the preset and the cell say; a key that is new to all configs changes no cell."""
+    return content_hash(config.model_dump(mode="json", exclude_unset=True))
+
+
+def fill(axis: str, seeds: list[int], same: dict[str, Any], engine: Compute) -> None:
+    """Measures what an axis lacks; writes its file after each cell."""
+    store, rows, cells = Store(home() / "store", plain), finished(axis, same), owned(axis)
+    about = same | {
+        "axis": axis,
+        "place": list(AXES).index(axis),
+        "command": f"python claims/map.py {axis}",
+        "source": environment()["source"],
+        "cells": AXES[axis],
+    }
+    for seed in seeds:
+        for cell, settings in cells.items():
+            if (cell, seed) in rows:
+                continue
+            config = config_of(settings, seed)
+            keys = [part for key in (*settings, f"seed={seed}") for part in ("--set", key)]
+            row = {
+                "cell": cell,
+                "seed": seed,
+                "ok": True,
+                "config": _digest(config),
+                "command": shlex.join(["foreshot", "run", PRESET, *keys]),
+            }
+            print(f"{axis}: {cell}, seed {seed}", flush=True)
+            try:
+                row |= measure(config, store, engine, axis in ALONG)
+                result = f"ASR {row['student']['asr']['value']:.1%}"
+            except (ForeshotError, RuntimeError) as error:  # RuntimeError: torch's own
+                row |= {"ok": False, "failed": str(error)}
+                result = f"FAILED: {error}"
+            print(f"{axis}: {cell}, seed {seed}: {result}", flush=True)
+            rows[cell, seed] = row
+            date = datetime.now(UTC).date().isoformat()
+            write_json(FOLDER / f"{axis}.json", about | {"date": date, "runs": list(rows.values())})
+
+
+SLOWER = {
+    "teacher": {"mobilenet_v2": 2, "wide_resnet": 3},
+    "student": {"mobilenet_v2": 5, "wide_resnet": 8},
+}
+"""About how many times as long as the centre's a network takes for as many images."""
+
+
+def plan(axes: list[str], seeds: list[int], same: dict[str, Any]) -> str:
+    """What is left of each axis and what it would cost, by what the centre has cost elsewhere.
+
+    A stage counts once for all cells that share it, and as many times as much as the centre's as
+    it sees images in all its epochs.
+    """
+    figures = read_json(FOLDER.parent / f"{PRESET}.json")["summary"]
+    taken = {
+        stage: figures[f"metrics.seconds.{stage}"]["mean"]
+        for stage in ("teacher", "poison", "distill", "evaluate")
+    }
+    centre, known, lines = load_config(PRESET), set(), []
+    usually: int = getattr(centre.data, "train")  # noqa: B009
+
+    def work(role: str, config: Config) -> float:
+        """How many times as much as at the centre training is."""
+        network, usual = getattr(config, role), getattr(centre, role)
+        images = getattr(config.data, "train", usually) / usually
+        epochs = network.training.epochs / usual.training.epochs
+        return images * epochs * SLOWER[role].get(network.model.name, 1)
+
+    total = 0.0
+    for axis in axes:
+        done, cells, left, seconds = finished(axis, same), owned(axis), 0, 0.0
+        for cell, seed in ((cell, seed) for cell in cells for seed in seeds):
+            config = config_of(cells[cell], seed)
+            taught = (seed, config.data, config.teacher)
+            poisoned = (*taught, config.trigger, config.target, config.attack)
+            learner = (config.student, config.distillation)
+            student = taken["distill"] * work("student", config)
+            costs = {
+                taught: taken["teacher"] * work("teacher", config),
+                poisoned: taken["poison"],
+                (*poisoned, learner): student,
+                (*taught, learner): student,
+            }
+            if (cell, seed) not in done:
+                left += 1
+                seconds += taken["evaluate"]
+                seconds += sum(cost for stage, cost in costs.items() if stage not in known)
+            known |= costs.keys()
+        counted = f"{len(cells)} cells, {left} runs left"
+        lines.append(f"{axis:>15}: {counted}, about {seconds / 60:.0f} minutes")
+        total += seconds / 60
+    named = ", ".join(map(str, seeds))
+    return "\n".join([*lines, f"seeds {named}: about {total:.0f} minutes on two AVX2 cores"])
+
+
+def main() -> None:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("axes", nargs="*", metavar="AXIS", help=f"of {', '.join(AXES)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--plan", action="store_true", help="say what it would cost, and stop")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    given = parser.parse_args()
+    if unknown := set(given.axes) - set(AXES):
+        parser.error(f"expected axes of {', '.join(AXES)}, found {min(unknown)}")
+    # The centre is a point of every axis.
+    axes = list(dict.fromkeys([CENTRE, *given.axes])) if given.axes else list(AXES)
+    try:
+        engine, circumstances = compute(given.device), environment()
+        same = {
+            "schema": 1,
+            "preset": PRESET,
+            "code": source_digest(*SOURCE),
+            **engine.describe(),
+            **{key: circumstances[key] for key in ("versions", "host")},
+        }
+        print(plan(axes, given.seeds, same), flush=True)
+        for axis in [] if given.plan else axes:
+            fill(axis, given.seeds, same, engine)
+    except ForeshotError as error:
+        print(f"map: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
