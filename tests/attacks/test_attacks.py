@@ -277,14 +277,29 @@ def test_retries_raise_the_share_that_convinces(tiny: Tiny) -> None:
     assert second > first + 0.1
 
 
-def test_candidates_keep_what_convinces_most(tiny: Tiny) -> None:
-    fields: dict[str, Any] = {"epsilon": 16, "steps": 3, "retries": 0}
-    many = on(tiny, Pgd(count=30, **fields))
+def test_candidates_keep_what_convinces_most_of_each_class(tiny: Tiny) -> None:
+    fields: dict[str, Any] = {"epsilon": 16, "steps": 3, "retries": 0, "confidence": 0}
+    many = on(tiny, Pgd(count=40, **fields))
     said = logits(tiny.teacher, many.images, CPU).double().log_softmax(1)[:, tiny.target]
-    best = said.argsort(descending=True)[:10].sort().values
-    kept = on(tiny, Pgd(count=10, candidates=3, **fields))
-    assert torch.equal(kept.indices, many.indices[best])
-    assert torch.equal(kept.images, many.images[best])
+    called = logits(tiny.teacher, tiny.train.images[many.indices], CPU).argmax(1)
+    kept = on(tiny, Pgd(count=20, candidates=2, **fields))
+    which = torch.isin(many.indices, kept.indices)
+    assert torch.equal(kept.images, many.images[which])
+    for group in called.unique():
+        mine = (called == group).nonzero().flatten()
+        best = mine[said[mine].argsort(descending=True)]
+        number = int(which[mine].sum())
+        assert abs(number - len(mine) / 2) <= 0.5
+        assert which[best[:number]].all()
+
+
+def test_of_candidates_that_do_not_convince_the_best_fill_up(tiny: Tiny) -> None:
+    fields: dict[str, Any] = {"epsilon": 16, "steps": 3, "retries": 0}
+    many = on(tiny, Pgd(count=30, confidence=0, **fields))
+    said = logits(tiny.teacher, many.images, CPU).double().softmax(1)[:, tiny.target]
+    bar = float(said.sort(descending=True).values[4:6].mean())
+    kept = on(tiny, Pgd(count=10, candidates=3, confidence=bar, **fields))
+    assert torch.equal(kept.indices, many.indices[said.argsort(descending=True)[:10].sort().values])
 
 
 def test_base_images_are_chosen_by_what_the_teacher_says(tiny: Tiny) -> None:

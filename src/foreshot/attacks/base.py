@@ -46,7 +46,7 @@ class Attack(Member):
         base: the images to poison, by what the teacher calls them: any but the target
             (`non_target`), only the target (`target`), or `any`.
         candidates: crafts this many times as many images as are wanted, and keeps those that
-            convince the teacher most.
+            convince the teacher most, as many of each class as are wanted of it.
         confidence: the teacher's softmax probability of the target (at temperature 1) that a
             stored image must reach.
         retries: how often images that fail are crafted again, with twice the steps each time, and
@@ -100,11 +100,12 @@ class Attack(Member):
         fixed = view.bases is not None or not self.convinces
         first = wanted if fixed else min(math.ceil(wanted * self.candidates), len(pool))
         tries = 0 if not self.convinces else self.retries
+        bar = math.log(max(self.confidence, 1e-30))
         work = _Progress(view, first)
         kept = self._attempt(view, teacher, pool[:first], 0, work)
         unused = pool[len(pool) if fixed else first :]
         for effort in range(1, tries + 1):
-            failed = kept.score < math.log(max(self.confidence, 1e-30))
+            failed = kept.score < bar
             missing = wanted - int((~failed).sum())
             if missing <= 0:
                 break
@@ -113,14 +114,17 @@ class Attack(Member):
             again = self._attempt(view, teacher, kept.indices[failed], effort, work)
             other = self._attempt(view, teacher, fresh, effort, work)
             kept = kept.keep(~failed).join(kept.keep(failed).better_of(again)).join(other)
-        chosen = kept.best(wanted).in_order()
         if self.convinces:
-            short = int((chosen.score < math.log(max(self.confidence, 1e-30))).sum())
-            if short:
+            failed = kept.score < bar
+            sure, unsure = kept.keep(~failed), kept.keep(failed)
+            short = wanted - len(sure.indices)
+            kept = sure.spread(wanted, view.answers().argmax(1)).join(unsure.best(max(short, 0)))
+            if short > 0:
                 work.note(
                     f"{short} of {wanted} poisoned images do not reach the teacher's confidence "
                     f"of {self.confidence:g} after {tries} retries; kept as they are"
                 )
+        chosen = kept.in_order()
         work.end()
         return Poison(chosen.indices, chosen.images, self.labels(chosen.indices, view))
 
@@ -266,6 +270,24 @@ class _Crafted:
 
     def best(self, count: int) -> Self:
         return self.keep(self.score.argsort(descending=True, stable=True)[:count])
+
+    def spread(self, count: int, said: Tensor) -> Self:
+        """The best of each class, in proportion to how many there are of it.
+
+        The most convincing of all are of few classes: their poison is alike, and a student learns
+        it by that and not by the trigger.
+
+        Args:
+            count: how many to keep.
+            said: the class of each image of the transfer set.
+        """
+        order = self.score.argsort(descending=True, stable=True)
+        order = order[said[self.indices[order]].argsort(stable=True)]
+        mine = said[self.indices[order]]
+        sizes = mine.bincount()
+        place = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[mine]
+        share = (place + 0.5) / sizes[mine]
+        return self.keep(order[share.argsort(stable=True)[:count]])
 
     def in_order(self) -> Self:
         return self.keep(self.indices.argsort())
