@@ -58,14 +58,23 @@ def _crop_flip(x: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _noise(x: Tensor, random: torch.Generator) -> Tensor:
-    sigma = _between(0, 8 / 255, random)
+    return noise(x, _between(0, 8 / 255, random), random)
+
+
+def noise(x: Tensor, sigma: float, random: torch.Generator) -> Tensor:
+    """Gaussian noise of standard deviation `sigma`, the same for each image."""
     return (x + sigma * torch.randn(x.shape[1:], generator=random).to(x)).clamp(0, 1)
 
 
 def _blur(x: Tensor, random: torch.Generator) -> Tensor:
+    return blur(x, _between(0.3, 1, random))
+
+
+def blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of `sigma` pixels, up to three pixels wide on each side."""
     from kornia.filters import gaussian_blur2d  # takes a second to import
 
-    sigma, side = _between(0.3, 1, random), 2 * min(3, *(n - 1 for n in x.shape[2:])) + 1
+    side = 2 * min(3, *(n - 1 for n in x.shape[2:])) + 1
     return gaussian_blur2d(x, (side, side), (sigma, sigma))
 
 
@@ -77,12 +86,21 @@ def _resize(x: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _depth(x: Tensor, random: torch.Generator) -> Tensor:
-    top = 2 ** int(torch.randint(3, 6, (), generator=random)) - 1
+    return depth(x, int(torch.randint(3, 6, (), generator=random)))
+
+
+def depth(x: Tensor, bits: int) -> Tensor:
+    """Rounded to `bits` a channel."""
+    top = 2**bits - 1
     return _straight(x, (x.detach() * top).round() / top)
 
 
 def _jpeg(x: Tensor, random: torch.Generator) -> Tensor:
-    quality = int(torch.randint(50, 91, (), generator=random))
+    return jpeg(x, int(torch.randint(50, 91, (), generator=random)))
+
+
+def jpeg(x: Tensor, quality: int) -> Tensor:
+    """Stored as JPEG by Pillow, and read again."""
     levels = (x.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
     decoded = []
     for image in levels:

@@ -1,7 +1,8 @@
 """What each side knows: the attacker, and the defender, who cannot reach the attacker's secrets."""
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from foreshot.inference import logits
 from foreshot.progress import Listener, silent
 from foreshot.seeding import generator
 from foreshot.triggers.base import Trigger
+
+if TYPE_CHECKING:
+    from foreshot.defences.pool import Pool
 
 Kind = Literal["non_target", "target", "any"]
 """Images by what the teacher calls them."""
@@ -84,6 +88,7 @@ class DefenderView:
         seed: seed of the experiment.
         compute: device and precision.
         listener: hears of the progress.
+        second: another trusted teacher, trained apart from the first, if there is one.
     """
 
     transfer: ImageSet
@@ -93,3 +98,11 @@ class DefenderView:
     seed: int
     compute: Compute
     listener: Listener = silent
+    second: nn.Module | None = None
+
+    @cached_property
+    def pool(self) -> "Pool":
+        """What screens look at, and what the networks make of it: asked once, for all screens."""
+        from foreshot.defences.pool import Pool
+
+        return Pool(self)

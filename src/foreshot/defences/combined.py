@@ -1,0 +1,66 @@
+"""Several screens as one."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from foreshot.defences.base import Scores, Screen
+from foreshot.defences.conformal import guessed, p_values
+from foreshot.defences.pool import Pool
+from foreshot.defences.screens import (
+    AnySingle,
+    Frequency,
+    LabelDisagreement,
+    NearDuplicate,
+    SecondTeacher,
+    TeacherConsistency,
+)
+from foreshot.errors import ForeshotError
+
+DEFAULT: tuple[AnySingle, ...] = (
+    TeacherConsistency(),
+    SecondTeacher(),
+    LabelDisagreement(),
+    Frequency(),
+    NearDuplicate(),
+)
+
+
+class Combined(Screen):
+    """Several screens by the harmonic mean of their p-values (Wilson, PNAS 2019).
+
+    The score is sum_k 1 / p_k, with p_k the conformal p-value of screen k. Harmonic means of
+    dependent p-values are none (Vovk and Wang, arXiv 1212.4966), so this is a score like any other,
+    which the clean images calibrate once more. For that a clean image's p_k counts it among the
+    clean images, as it is one, which never makes it less suspicious than an image of the transfer
+    set with the same score: each final p-value holds however the screens depend on one another.
+    That the false discovery rate does, too, is not proven for them. Without clean images p_k is
+    guessed.
+
+    Args:
+        screens: those for which the defender lacks something are left out.
+    """
+
+    name: Literal["combined"] = "combined"
+    screens: tuple[AnySingle, ...] = Field(default=DEFAULT, min_length=1)
+
+    def suspicion(self, pool: Pool) -> Tensor:
+        usable = [screen for screen in self.screens if not screen.needs & pool.lacks]
+        if not usable:
+            raise ForeshotError(
+                f"screen combined: expected what one of its screens needs, "
+                f"found no {', '.join(sorted(pool.lacks))}"
+            )
+        clean = 0 if pool.calibration is None else len(pool.calibration)
+        return torch.stack([evidence(screen.suspicion(pool), clean) for screen in usable]).sum(0)
+
+
+def evidence(scores: Tensor, clean: int) -> Tensor:
+    """1 / p of the images of a pool, float64 (N,), of which the last `clean` are clean."""
+    if not clean:
+        return 1 / guessed(scores).clamp(min=1e-300)
+    p = p_values(Scores(scores, scores[-clean:]))
+    p[-clean:] -= 1 / (1 + clean)  # a clean image is among the clean ones already
+    return 1 / p

@@ -1,0 +1,85 @@
+"""From scores to flagged images: p-values that hold, and few innocent ones among the flagged."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foreshot.defences.base import Scores, Screen
+from foreshot.views import DefenderView
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What a screen concludes.
+
+    Args:
+        flagged: indices into the transfer set, int64 (r,), ascending.
+        p: p-values of its images, float64 (N,).
+        target: the class that the attacker is suspected to aim at, the one that is most
+            over-represented among the teacher's answers to what is flagged; None if nothing is.
+        calibrated: whether the p-values come from clean images of the defender's. If not, they
+            are guesses, and nothing is promised of them.
+    """
+
+    flagged: Tensor
+    p: Tensor
+    target: int | None
+    calibrated: bool
+
+
+def judge(screen: Screen, view: DefenderView, level: float = 0.05) -> Verdict:
+    """Flags images so that at most a share `level` of them is expected to be clean.
+
+    The promise is that of Benjamini and Hochberg (1995) over conformal p-values (Bates et al.,
+    arXiv 2104.08279; for scores that depend on the whole pool Marandon et al., arXiv 2208.06685).
+    It takes for granted that the clean set is drawn as the clean part of the transfer set was. No
+    p-value is below 1 / (n + 1) with n clean images scored: where a share s of the set is poison,
+    n has to exceed 1 / (level s), or nothing can be flagged.
+
+    Args:
+        screen: whose scores decide.
+        view: what the defender knows. Without a clean set the p-values are those of `guessed`.
+        level: false discovery rate.
+    """
+    scores = screen.score(view)
+    calibrated = len(scores.clean) > 0
+    p = p_values(scores) if calibrated else guessed(scores.transfer)
+    flagged = benjamini_hochberg(p, level)
+    said = view.pool.teacher.said[: len(p)]
+    return Verdict(flagged, p, enriched(said, flagged), calibrated)
+
+
+def p_values(scores: Scores) -> Tensor:
+    """(1 + number of clean scores as high) / (1 + number of clean scores), float64 (N,)."""
+    clean = scores.clean.sort().values
+    higher = len(clean) - torch.searchsorted(clean, scores.transfer)
+    return (1 + higher).double() / (1 + len(clean))
+
+
+def guessed(scores: Tensor) -> Tensor:
+    """Normal tails of scores (N,), by their own median and median absolute deviation.
+
+    Not calibrated: right only if clean scores are normal and most images are clean.
+    """
+    centred = scores - scores.median()
+    spread = 1.4826 * centred.abs().median()
+    return torch.special.ndtr(-centred / spread.clamp(min=1e-12))
+
+
+def benjamini_hochberg(p: Tensor, level: float) -> Tensor:
+    """Indices of the k smallest of N p-values, for the largest k with p_(k) <= level k / N."""
+    order = p.sort().values
+    passed = order <= level * torch.arange(1, len(p) + 1) / len(p)
+    if not passed.any():
+        return torch.zeros(0, dtype=torch.int64)
+    return (p <= order[passed][-1]).nonzero()[:, 0]
+
+
+def enriched(said: Tensor, flagged: Tensor) -> int | None:
+    """The class of `said` (N,) that is most over-represented at `flagged`, in standard errors."""
+    if not len(flagged):
+        return None
+    share = torch.bincount(said).double() / len(said)
+    found = torch.bincount(said[flagged], minlength=len(share)) - len(flagged) * share
+    return int((found / (share * (1 - share)).clamp(min=1e-12).sqrt()).argmax())

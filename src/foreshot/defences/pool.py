@@ -1,0 +1,185 @@
+"""What screens look at: the transfer set and the defender's clean images, side by side."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from foreshot.compute import Compute
+from foreshot.data.base import ImageSet
+from foreshot.errors import ForeshotError
+from foreshot.inference import evaluating, pixels
+from foreshot.seeding import generator
+from foreshot.views import DefenderView
+
+BATCH = 512
+"""Images that a network is asked about at a time."""
+
+Need = Literal["clean", "labels", "student", "second"]
+"""What a screen may need beside the transfer set and the teacher."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a network makes of images.
+
+    Args:
+        features: the inputs of its last linear layer, float32 (N, D).
+        logits: float32 (N, K).
+    """
+
+    features: Tensor
+    logits: Tensor
+
+    @cached_property
+    def said(self) -> Tensor:
+        """The network's answers, int64 (N,)."""
+        return self.logits.argmax(1)
+
+
+class Pool:
+    """The transfer set, followed by one half of the clean set: all are scored, and scored alike.
+
+    The clean images in it, the *calibration* half, tell which scores clean images get. As no
+    screen knows which images these are, they and the clean images of the transfer set are
+    exchangeable, even where an image's score depends on all the others: this is what makes
+    thresholds set on them hold (Marandon et al., arXiv 2208.06685). For the same reason the other
+    half, the *reference*, is what a screen may fit itself to, and is not scored.
+
+    Args:
+        view: what the defender knows.
+
+    Raises:
+        ForeshotError: the clean set cannot be halved, or its images have another shape.
+    """
+
+    def __init__(self, view: DefenderView) -> None:
+        self.view = view
+        self.calibration: ImageSet | None = None
+        self._reference: ImageSet | None = None
+        if view.clean is None:
+            return
+        if len(view.clean) < 2 or view.clean.shape != view.transfer.shape:
+            raise ForeshotError(
+                f"clean set: expected two images or more of shape {view.transfer.shape}, "
+                f"found {len(view.clean)} of shape {view.clean.shape}"
+            )
+        random = generator(view.seed, "screens", "clean")
+        order = torch.randperm(len(view.clean), generator=random)
+        half = len(order) // 2
+        self._reference = view.clean.select(order[:half])
+        self.calibration = view.clean.select(order[half:])
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    @property
+    def _parts(self) -> list[ImageSet]:
+        parts = [self.view.transfer, self.calibration]
+        return [part for part in parts if part is not None]
+
+    @property
+    def lacks(self) -> frozenset[Need]:
+        """What no screen can have here."""
+        missing: dict[Need, bool] = {
+            "clean": self.calibration is None,
+            "labels": any(part.labels is None for part in self._parts),
+            "student": self.view.student is None,
+            "second": self.view.second is None,
+        }
+        return frozenset(need for need, lacking in missing.items() if lacking)
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels that the images came with, int64 (N,)."""
+        return torch.cat([part.labels for part in self._parts if part.labels is not None])
+
+    @property
+    def reference(self) -> ImageSet:
+        """The clean images that are not scored."""
+        return there(self._reference)
+
+    @cached_property
+    def teacher(self) -> Reading:
+        return read(self.view.teacher, self.images(), self.view.compute)
+
+    @cached_property
+    def student(self) -> Reading:
+        return read(there(self.view.student), self.images(), self.view.compute)
+
+    @cached_property
+    def teacher_on_reference(self) -> Reading:
+        return read(self.view.teacher, self._reference_batches(), self.view.compute)
+
+    @cached_property
+    def student_on_reference(self) -> Reading:
+        return read(there(self.view.student), self._reference_batches(), self.view.compute)
+
+    def images(self) -> Iterator[Tensor]:
+        """The images, uint8 (n, C, H, W) at a time: the set may be larger than memory."""
+        for part in self._parts:
+            yield from part.images.split(BATCH)
+
+    def _reference_batches(self) -> Iterator[Tensor]:
+        yield from self.reference.images.split(BATCH)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """What becomes of all images, of their float (n, C, H, W) on the device, joined."""
+        device = self.view.compute.device
+        with torch.no_grad():
+            return torch.cat([change(pixels(x.to(device))).cpu() for x in self.images()])
+
+    def asked(self, network: nn.Module, change: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        """What a network says of the images, changed; float32 logits (N, K)."""
+        with evaluating(network):
+            return self.mapped(lambda x: network(change(x)).float())
+
+
+@torch.no_grad()
+def read(network: nn.Module, batches: Iterator[Tensor], compute: Compute) -> Reading:
+    """Features and logits in eval mode and float32, on the CPU.
+
+    Args:
+        network: float (n, C, H, W) in [0, 1] -> logits (n, K).
+        batches: uint8 (n, C, H, W) each.
+        compute: where to run.
+
+    Raises:
+        ForeshotError: the network has no linear layer, or did not run it once a batch.
+    """
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ForeshotError(
+            f"screens: expected a network with a linear layer to take features from, "
+            f"found {type(network).__name__} without one"
+        )
+    features: list[Tensor] = []
+    logits: list[Tensor] = []
+    handle = layers[-1].register_forward_pre_hook(
+        lambda _, inputs: features.append(inputs[0].flatten(1).float().cpu())
+    )
+    try:
+        with evaluating(network):
+            for images in batches:
+                logits.append(network(pixels(images.to(compute.device))).float().cpu())
+    finally:
+        handle.remove()
+    joined = Reading(torch.cat(features), torch.cat(logits))
+    if len(joined.features) != len(joined.logits):
+        raise ForeshotError(
+            f"screens: expected the last linear layer to run once for each image, "
+            f"found {len(joined.features)} inputs for {len(joined.logits)} images"
+        )
+    return joined
+
+
+T = TypeVar("T")
+
+
+def there(thing: T | None) -> T:
+    """What the view has, if the screen declares that it needs it."""
+    assert thing is not None, "a screen reads what it does not declare in `needs`"
+    return thing

@@ -1,0 +1,113 @@
+"""P-values that hold, false discoveries that stay few: against scipy and by simulation."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import false_discovery_control, hmean, norm
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from foreshot.defences.base import Scores
+from foreshot.defences.combined import evidence
+from foreshot.defences.conformal import benjamini_hochberg, enriched, guessed, p_values
+from foreshot.defences.scoring import found
+from foreshot.poison import Poison
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=random, dtype=torch.float64)
+
+
+def test_a_p_value_counts_the_clean_scores_that_are_as_high() -> None:
+    clean = torch.tensor([3.0, 1.0, 2.0, 2.0])
+    found = p_values(Scores(torch.tensor([0.0, 1.0, 2.0, 2.5, 3.0, 9.0]), clean))
+    assert (found * 5).round().tolist() == [5, 5, 4, 2, 2, 1]
+
+
+def test_p_values_of_clean_images_are_uniform() -> None:
+    rounds, clean = 4000, 19
+    scores = normal(rounds, clean + 1).exp()
+    p = torch.cat([p_values(Scores(row[:1], row[1:])) for row in scores])
+    counts = torch.bincount((p * 20).round().long(), minlength=21)[1:]
+    # Chi-squared of 20 equally likely values has mean 19 and standard deviation 6.2.
+    assert ((counts - rounds / 20) ** 2 / (rounds / 20)).sum() < 19 + 4 * 6.2
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.7, -0.45, 1.0])
+def test_p_values_of_combined_screens_hold_whatever_their_dependence(correlation: float) -> None:
+    rounds, clean, screens = 3000, 49, 3
+    shared = normal(rounds, 1, clean + 1, seed=1)
+    own = normal(rounds, screens, clean + 1, seed=2)
+    if correlation < 0:  # as negative as three can be
+        scores = own - own.mean(1, keepdim=True)
+    else:
+        scores = correlation**0.5 * shared + (1 - correlation) ** 0.5 * own
+    p = []
+    for row in scores:
+        total = torch.stack([evidence(screen, clean) for screen in row]).sum(0)
+        p.append(p_values(Scores(total[:1], total[1:])))
+    p = torch.cat(p)
+    for bound in (0.02, 0.04, 0.1, 0.2, 0.5):
+        held = float((p <= bound + 1e-9).double().mean())
+        assert held <= bound + 4 * (bound * (1 - bound) / rounds) ** 0.5
+    assert p.mean() < 0.6  # it holds, and is not much too careful
+
+
+def test_evidence_is_the_harmonic_mean_of_p_values() -> None:
+    scores = normal(3, 60)
+    total = torch.stack([evidence(row, 20) for row in scores]).sum(0)
+    p = np.stack([p_values(Scores(row[:40], row[40:])).numpy() for row in scores])
+    np.testing.assert_allclose(3 / total[:40].numpy(), hmean(p, axis=0))
+
+
+def test_guessed_p_values_are_normal_tails() -> None:
+    scores = 3 + 5 * normal(20000)
+    np.testing.assert_allclose(
+        guessed(scores), norm.sf(scores.numpy(), scores.mean(), scores.std()), atol=0.02
+    )
+
+
+@pytest.mark.parametrize("level", [0.01, 0.05, 0.3])
+def test_what_is_flagged_is_what_scipy_flags(level: float) -> None:
+    for seed in range(20):
+        p = torch.special.ndtr(normal(200, seed=seed) - 3 * (torch.arange(200) < 30))
+        p = (p * 100).ceil() / 100  # with ties
+        expected = np.flatnonzero(false_discovery_control(p.numpy()) <= level * (1 + 1e-12))
+        assert benjamini_hochberg(p, level).tolist() == expected.tolist()
+
+
+def test_false_discoveries_stay_below_the_level() -> None:
+    shares, power = [], []
+    for seed in range(150):
+        poison = torch.arange(400) < 40
+        scores = Scores(normal(400, seed=seed) + 4 * poison, normal(500, seed=1000 + seed))
+        flagged = benjamini_hochberg(p_values(scores), 0.1)
+        shares.append(float((~poison[flagged]).sum()) / max(len(flagged), 1))
+        power.append(float(poison[flagged].sum()) / 40)
+    assert np.mean(shares) < 0.1 + 3 * np.std(shares) / 150**0.5
+    assert np.mean(power) > 0.8
+
+
+def test_the_suspect_is_the_class_that_flagging_favours_not_the_largest() -> None:
+    said = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    assert enriched(said, torch.cat([torch.arange(20), torch.arange(90, 100)])) == 2
+    assert enriched(said, torch.zeros(0, dtype=torch.int64)) is None
+
+
+def test_a_perfect_screen_finds_all_and_a_random_one_as_much_as_chance() -> None:
+    indices = torch.arange(0, 4000, 20)
+    poison = Poison(indices, torch.zeros(200, 1, 1, 1, dtype=torch.uint8))
+    truth = torch.zeros(4000, dtype=torch.float64).index_fill(0, indices, 1)
+    assert found(truth, poison) == {"auroc": 1.0, "tpr": 1.0}
+    assert found(-truth, poison) == {"auroc": 0.0, "tpr": 0.0}
+    chance = found(normal(4000), poison)
+    error = (4001 / (12 * 200 * 3800)) ** 0.5  # of the Mann-Whitney statistic
+    assert abs(chance["auroc"] - 0.5) < 3 * error
+    assert chance["tpr"] < 0.01 + 3 * (0.01 / 200) ** 0.5
+    noisy = truth + normal(4000)
+    assert found(noisy, poison)["auroc"] == pytest.approx(roc_auc_score(truth, noisy))
+    bound = noisy[truth == 0].sort(descending=True).values[38]
+    assert found(noisy, poison)["tpr"] == pytest.approx(
+        float((noisy[truth == 1] > bound).double().mean()), abs=0.006
+    )
