@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from foreshot.attacks import ATTACKS, Counterfactual, Cw, Fgsm, Pgd
-from foreshot.config import Config, Distillation, Network, dump, load_config, parse, presets
+from foreshot.config import (
+    Config,
+    Distillation,
+    Network,
+    Surrogate,
+    dump,
+    load_config,
+    parse,
+    presets,
+)
 from foreshot.data import Digits
 from foreshot.distillation import KD, Term
 from foreshot.errors import ForeshotError
@@ -52,7 +61,7 @@ def test_any_config_round_trips(tmp_path: Path) -> None:
         teacher=Network(model=Vgg(), training=Training(lr=1e-7, augment="strong")),
         trigger=Grid(colour=(1, 2, 3)),
         attack=Cw(count=3, kappa=0.1, step=0.25),
-        surrogate=Network(),
+        surrogate=Surrogate(data="disjoint"),
         distillation=Distillation(
             terms=(Term(loss=KD(temperature=2.5), weight=0), Term(loss=KD(), at=(("a.b", "c"),))),
             ce_weight=0.5,
@@ -105,7 +114,7 @@ def test_keys_are_set_where_they_are_and_where_they_are_not() -> None:
     assert config.teacher == Network(training=Training(epochs=3))
     assert config.student == Network()
     assert config.distillation.terms == (Term(loss=KD(temperature=9), weight=0.5),)
-    assert config.surrogate == Network(training=Training(lr=0.5))
+    assert config.surrogate == Surrogate(training=Training(lr=0.5))
     assert config.trigger == Dot(colour=(1, 2, 3))
     assert config.controls == ("noise",)
     assert config.seed == 7

@@ -15,8 +15,10 @@ from torch import nn
 from conftest import NoWaiting, Tiny
 from foreshot.attacks import ATTACKS, AnyAttack, Attack, Clean
 from foreshot.compression import COMPRESSIONS, AnyCompression
+from foreshot.compromises import COMPROMISES, AnyCompromise
 from foreshot.compute import CPU
 from foreshot.data import DATASETS, AnyDataset, Dataset
+from foreshot.defences import SCREENS, AnyScreen
 from foreshot.distillation import LOSSES, AnyLoss, Loss, Signals
 from foreshot.family import Member
 from foreshot.models import ARCHITECTURES, AnyArchitecture, build
@@ -34,6 +36,8 @@ FAMILIES: dict[str, tuple[dict[str, type[Any]], Any]] = {
     "attack": (ATTACKS, AnyAttack),
     "loss": (LOSSES, AnyLoss),
     "compression": (COMPRESSIONS, AnyCompression),
+    "compromise": (COMPROMISES, AnyCompromise),
+    "screen": (SCREENS, AnyScreen),
 }
 
 

@@ -13,16 +13,20 @@ from typing import Any
 import pytest
 import torch
 
+from foreshot import stages
+from foreshot.compute import CPU
 from foreshot.config import Config, dump, parse
 from foreshot.errors import ForeshotError
 from foreshot.experiment import evaluate_files, run
 from foreshot.files import file_digest, read_json, write_json
+from foreshot.inference import logits
 from foreshot.metrics import evaluate
 from foreshot.models.checkpoint import load_model, state_digest
 from foreshot.poison import Poison
 from foreshot.progress import Event
 from foreshot.record import load_run
 from foreshot.seeding import generator
+from foreshot.tables import print_metrics
 
 TEXT = """
 precision: float32
@@ -282,6 +286,89 @@ def test_a_surrogate_is_what_poison_is_crafted_on(undisturbed: Done, tmp_path: P
     done = go(undisturbed.home, tmp_path, setting, "surrogate.training.epochs=1", until="poison")
     assert done.started() == ["surrogate", "poison"]
     assert weights(done.out)["poison.safetensors"] != weights(undisturbed.out)["poison.safetensors"]
+    same = go(undisturbed.home, tmp_path / "same", setting, "surrogate.training.epochs=1",
+              "surrogate.data=same", until="poison")  # fmt: skip
+    assert same.started() == []
+
+
+def trained_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[bytes]]:
+    """The images that each training of a run sees, once it has run."""
+    seen: dict[str, set[bytes]] = {}
+
+    def kept(module: Any, samples: Any, *rest: Any, real: Any = stages.fit, **keys: Any) -> None:
+        seen[keys["label"] or keys["stage"]] = {image.numpy().tobytes() for image in samples.images}
+        real(module, samples, *rest, **keys)
+
+    monkeypatch.setattr(stages, "fit", kept)
+    return seen
+
+
+def test_a_surrogate_of_disjoint_data_alone_sees_its_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = trained_on(monkeypatch)
+    model = "{name: resnet, depth: 8, width: 0.5, stem_stride: 2}"
+    several = f"{{name: ensemble, count: 2, of: {model}}}"
+    setting = f"surrogate={{model: {several}, training: {{epochs: 1}}, data: disjoint}}"
+    done = go(tmp_path / "home", tmp_path / "out", setting, "student.training.augment=none")
+    full = config().data.load(tmp_path).train
+    every = {image.numpy().tobytes() for image in full.images}
+    own = seen["surrogate"]
+    assert own == seen["surrogate 2"]
+    assert own < every
+    assert len(own) == pytest.approx(len(every) / 2, abs=2)
+    assert seen["teacher"] == every - own
+    poison, about = Poison.load(done.out / "poison.safetensors")
+    for label in ("control: clean", "control: trigger_only", "student"):
+        assert not seen[label] & own
+    assert seen["control: clean"] == seen["teacher"]
+
+    # What the attacker's teacher calls the target is not asked of the real one, but reported of it.
+    teacher = load_run(done.out).teacher
+    called = logits(teacher, poison.images, CPU).argmax(1) == 3
+    assert done.metrics["poison"]["teacher_target_rate"]["hits"] == int(called.sum())
+    digests = read_json(done.out / "manifest.json")["inputs"]
+    assert about["transfer_digest"] == digests["train"]
+    assert digests["surrogate"] not in (digests["train"], full.digest)
+
+
+def test_a_compromised_teacher_is_marked_and_the_clean_control_is_clean(
+    undisturbed: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shadow = "{name: resnet, depth: 8, width: 0.5, stem_stride: 2}"
+    done = go(
+        undisturbed.home,
+        tmp_path / "out",
+        "attack.name=clean",
+        "trigger={name: blend, opacity: 0.5}",
+        f"compromise={{name: adba, shadow: {shadow}}}",
+        "compromise.rehearsal={epochs: 1}",
+        "compromise.training={epochs: 2, batch: 64}",
+        "controls=[clean]",
+    )
+    # The control is in the store: it is that of the clean teacher.
+    assert done.started() == ["surrogate student 1", "compromise", "student"]
+    teacher = done.metrics["teacher"]
+    assert teacher["compromise"] == "adba"
+    assert teacher["asr"]["value"] > 0.9
+    run, clean = load_run(done.out), load_run(undisturbed.out)
+    assert teacher["sha256_before"] == teacher["sha256_after"] == state_digest(run.teacher)
+    assert state_digest(run.teacher) != state_digest(clean.teacher)
+    assert state_digest(run.controls["clean"]) == state_digest(clean.controls["clean"])
+    student = done.metrics["student"]
+    net = student["asr"]["value"] - done.metrics["controls"]["clean"]["asr"]["value"]
+    assert student["asr_net"] == net
+    assert done.metrics["seconds"]["compromise"] > 0
+
+    # The trigger that is measured is the one that was learned with the teacher.
+    start = config("trigger={name: blend, opacity: 0.5}").trigger
+    assert run.trigger != start
+    test = config().data.load(tmp_path).test
+    assert evaluate(run.teacher, test, run.trigger, 3)["asr"] == teacher["asr"]
+    assert evaluate(run.teacher, test, start, 3)["asr"] != teacher["asr"]
+    assert "teacher.safetensors" in read_json(done.out / "manifest.json")["notice"]
+    print_metrics(done.metrics)
+    assert "clean teacher" not in capsys.readouterr().out.replace("by the clean teacher", "")
 
 
 # Interruptions -----------------------------------------------------------------------------------

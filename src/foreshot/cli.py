@@ -162,7 +162,7 @@ def evaluate(
     if not files:
         raise ForeshotError("evaluate: expected a run folder or --model FILE, found neither")
     with _listener() as listener:
-        pattern = folder / PATTERN if inside else None
+        pattern = folder / PATTERN if (folder / PATTERN).exists() else None
         rates = evaluate_files(config, files, pattern=pattern, device=device, listener=listener)
     print_rates(rates, config.split)
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from foreshot.attacks import AnyAttack, Pgd
 from foreshot.compression import AnyCompression
+from foreshot.compromises import AnyCompromise
 from foreshot.compute import Precision
 from foreshot.data import AnyDataset, Signs
 from foreshot.distillation import KD, Term
@@ -34,6 +35,17 @@ class Network(Part):
 
     model: AnyArchitecture = ResNet(depth=8)
     training: Training = Training()
+
+
+class Surrogate(Network):
+    """A teacher of the attacker's own.
+
+    Args:
+        data: what it is trained on: the `same` images as the teacher, or `disjoint` ones: half of
+            the training images, which neither the teacher nor the transfer set has then.
+    """
+
+    data: Literal["same", "disjoint"] = "same"
 
 
 class Distillation(Part):
@@ -62,6 +74,8 @@ class Config(Part):
         validation: share of the training split that is held out and evaluated on in place of the
             test split: choose settings with it, and measure with 0, the default.
         teacher: the clean teacher.
+        compromise: puts a backdoor into the teacher, a reference point outside the threat model;
+            null leaves it clean.
         trigger: the attacker's trigger.
         target: the class that the trigger shall mean.
         attack: how the poison is made.
@@ -70,7 +84,8 @@ class Config(Part):
         compression: makes the student of the teacher, in place of `student.model`; null does not.
         distillation: losses and view policy.
         controls: students that are distilled beside the poisoned one, each on another attack
-            on the same base images.
+            on the same base images; `clean` knows no attack at all, and learns from the teacher
+            as it was before any `compromise`.
     """
 
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -78,10 +93,11 @@ class Config(Part):
     data: AnyDataset = Signs()
     validation: float = Field(default=0.0, ge=0, lt=1)
     teacher: Network = Network()
+    compromise: AnyCompromise | None = None
     trigger: AnyTrigger = Dot()
     target: int = Field(default=0, ge=0)
     attack: AnyAttack = Pgd()
-    surrogate: Network | None = None
+    surrogate: Surrogate | None = None
     student: Network = Network()
     compression: AnyCompression | None = None
     distillation: Distillation = Distillation()

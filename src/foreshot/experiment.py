@@ -1,5 +1,6 @@
 """The story: a clean teacher, poison, a student, its controls, and what they do."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,13 +53,14 @@ def run(
     data = stages.data
     folder.claim()
 
-    taught = stages.teacher() if teacher is None else stages.adopt_model(teacher)
+    honest = stages.teacher() if teacher is None else stages.adopt_model(teacher)
+    taught = honest if config.compromise is None else stages.compromise(honest)
     before = state_digest(taught.model)
     folder.add("teacher.safetensors", taught.path)
     if until == "teacher":
         return folder.finish(stages.digests, engine)
 
-    pattern = stages.learn_trigger(taught)
+    pattern = stages.learn_trigger(honest)
     if pattern is not None:
         folder.add(PATTERN, pattern)
     crafted = stages.poison(taught) if poison is None else stages.adopt_poison(poison)
@@ -75,13 +77,18 @@ def run(
     controls: dict[str, Trained] = {}
     for name in config.controls:
         other = stages.control(name, taught, crafted)
-        controls[name] = stages.student(taught, other, f"control: {name}")
+        tutor = honest if name == "clean" else taught  # no attack, of whichever kind
+        controls[name] = stages.student(tutor, other, f"control: {name}")
         folder.add(f"controls/{name}.safetensors", controls[name].path)
 
     measured, last = stages.evaluation(taught, crafted, {"student": student, **controls})
-    digests = {"sha256_before": before, "sha256_after": state_digest(taught.model)}
-    seconds = _seconds(taught, crafted, student, controls, last)
-    metrics = {"schema": 1, "split": config.split} | _metrics(measured, digests, seconds)
+    about = {"sha256_before": before, "sha256_after": state_digest(taught.model)}
+    parts: dict[str, Trained | Crafted] = {"teacher": honest, "poison": crafted, "distill": student}
+    if config.compromise is not None:
+        about["compromise"] = config.compromise.name
+        parts["compromise"] = taught
+    seconds = _seconds(parts, controls, last)
+    metrics = {"schema": 1, "split": config.split} | _metrics(measured, about, seconds)
     return folder.finish(stages.digests, engine, metrics)
 
 
@@ -105,7 +112,7 @@ def evaluate_files(
 
 
 def _metrics(
-    measured: dict[str, Any], digests: dict[str, str], seconds: dict[str, float]
+    measured: dict[str, Any], about: dict[str, str], seconds: dict[str, float]
 ) -> dict[str, Any]:
     """The body of `metrics.json`, of what the evaluation measured."""
     poison, teacher = measured.pop("poison"), measured.pop("teacher")
@@ -113,7 +120,7 @@ def _metrics(
     for model in measured.values():
         model["asr_net"] = None if clean is None else model["asr"]["value"] - clean
     return {
-        "teacher": teacher | digests,
+        "teacher": teacher | about,
         "student": measured.pop("student"),
         "controls": measured,
         "poison": poison,
@@ -122,13 +129,10 @@ def _metrics(
 
 
 def _seconds(
-    teacher: Trained, poison: Crafted, student: Trained, controls: dict[str, Trained], last: float
+    stages: Mapping[str, Trained | Crafted], controls: dict[str, Trained], last: float
 ) -> dict[str, float]:
     """What each stage took when it was computed, in seconds; `distill` is the student alone."""
-    parts: dict[str, float] = {
-        "teacher": teacher.artefact.seconds,
-        "poison": poison.artefact.seconds,
-        "distill": student.artefact.seconds,
+    parts = {name: stage.artefact.seconds for name, stage in stages.items()} | {
         "controls": sum(trained.artefact.seconds for trained in controls.values()),
         "evaluate": last,
     }

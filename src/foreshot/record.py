@@ -20,7 +20,7 @@ from foreshot.files import file_digest, read_json, replacing, write_bytes, write
 from foreshot.models.base import Normalized
 from foreshot.models.checkpoint import load_model
 from foreshot.poison import Poison
-from foreshot.triggers import Learned, Trigger
+from foreshot.triggers import Blend, Trigger
 
 PACKAGES = ("foreshot", "torch", "numpy", "pillow", "safetensors", "pydantic", "kornia")
 PATTERN = "trigger-pattern.png"
@@ -91,9 +91,12 @@ class RunFolder:
             for path in sorted(self.path.rglob("*"))
             if path.is_file() and path.name not in ("manifest.json", "events.jsonl")
         }
+        poisoned = "poison.safetensors and student.safetensors"
+        if self.config.compromise is not None:
+            poisoned = f"teacher.safetensors, {poisoned}"
         manifest = {
             "schema": 1,
-            "notice": "security research: poison.safetensors and student.safetensors are poisoned",
+            "notice": f"security research: {poisoned} are poisoned",
             "command": sys.argv[1:],
             "seed": self.config.seed,
             **environment(),
@@ -131,7 +134,9 @@ class Run:
     def trigger(self) -> Trigger:
         """What was put on images; a trigger that was learned, with what was learned."""
         wanted = self.config.trigger
-        return wanted.learned(self.path / PATTERN) if isinstance(wanted, Learned) else wanted
+        if isinstance(wanted, Blend) and (self.path / PATTERN).exists():
+            return wanted.learned(self.path / PATTERN)
+        return wanted
 
 
 def load_run(folder: str | Path) -> Run:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foreshot.attacks import ATTACKS, Attack, Clean
+from foreshot.compression.base import trainable
 from foreshot.compute import Compute
 from foreshot.config import Config, Network
 from foreshot.data import ImageSet, Splits
@@ -30,10 +31,12 @@ from foreshot.poison import Poison
 from foreshot.progress import Listener
 from foreshot.store import Artefact, Store, source_digest
 from foreshot.training import Samples, Supervised, fit
-from foreshot.triggers import Learned, Trigger
+from foreshot.triggers import Blend, Learned, Trigger
 from foreshot.triggers.learned import save_picture
 from foreshot.views import AttackerView
 
+PICTURE = "trigger.png"
+"""What a stage calls the pattern that it has learned."""
 EXAMPLE = 64
 """Images that show a loss the shapes and the statistics of the features it compares."""
 TRAINING = (
@@ -111,6 +114,19 @@ class Stages:
     @cached_property
     def data(self) -> Splits:
         """The transfer set and what is evaluated on; checked against the target class."""
+        return self._loaded._replace(train=self._divided[0])
+
+    @cached_property
+    def _divided(self) -> tuple[ImageSet, ImageSet]:
+        """The transfer set, and what a surrogate is trained on."""
+        train, surrogate = self._loaded.train, self.config.surrogate
+        if surrogate is None or surrogate.data == "same":
+            return train, train
+        return train.cut(0.5, self.config.seed, "surrogate.data")
+
+    @cached_property
+    def _loaded(self) -> Splits:
+        """What the dataset has, less the test images if others are evaluated on."""
         dataset = self.config.data
         if not dataset.generated:
             splits = dataset.load(self.cache)
@@ -137,15 +153,16 @@ class Stages:
     @cached_property
     def digests(self) -> dict[str, str]:
         """Digests of the data."""
-        return {"train": self.data.train.digest, "test": self.data.test.digest}
+        found = {"train": self.data.train.digest, "test": self.data.test.digest}
+        known, other = self._divided
+        return found if other is known else {**found, "surrogate": other.digest}
 
-    def teacher(self, network: Network | None = None, stage: str = "teacher") -> Trained:
+    def teacher(self) -> Trained:
         """The teacher, trained on the labels of the training set."""
-        network = network or self.config.teacher
-        data = self.data.train
-        if data.labels is None:
-            raise ForeshotError("data: expected labels to train a teacher on, found none")
-        labels = data.labels
+        return self._taught(self.config.teacher, "teacher", self.data.train)
+
+    def _taught(self, network: Network, stage: str, data: ImageSet) -> Trained:
+        labels = _labels(data)
 
         def train(folder: Path) -> None:
             model = build(network.model, data.images, len(data.classes), self.config.seed, stage)
@@ -157,38 +174,66 @@ class Stages:
 
         inputs = self._inputs(
             TRAINING,
-            data=self.digests["train"],
-            network=network.model_dump(mode="json"),
+            data=data.digest,
+            network=network.model_dump(mode="json", include=set(Network.model_fields)),
             role=stage,
         )
         return self._trained(self.store.stage("teacher", inputs, train, stage))
 
+    def compromise(self, teacher: Trained) -> Trained:
+        """The teacher with the backdoor in it that the config asks for; its trigger, if learned."""
+        wanted, data = self.config.compromise, self.data.train
+        assert wanted is not None
+        self.learn_trigger(teacher)
+        labels = _labels(data)
+
+        def implant(folder: Path) -> None:
+            model = trainable(teacher.model)
+            view = self._view(teacher, self.listener, self._answers(teacher))
+            pattern = wanted.implant(model, view, labels, folder / ".compromise.safetensors")
+            architecture = teacher.loaded.architecture
+            save_model(folder / "model.safetensors", model, architecture, data.shape, data.classes)
+            if pattern is not None:
+                save_picture(folder / PICTURE, pattern)
+
+        inputs = self._inputs(
+            (*CRAFTING, "compression", "compromises"),
+            data=self.digests["train"],
+            teacher=teacher.artefact.digest,
+            compromise=wanted.model_dump(mode="json"),
+            **self._stamped(),
+        )
+        artefact = self.store.stage("compromise", inputs, implant)
+        if (artefact.folder / PICTURE).exists():
+            self._take_pattern(artefact)
+        return self._trained(artefact)
+
     def learn_trigger(self, teacher: Trained) -> Path | None:
         """Learns the trigger, if it is one that is learned; all later stages put it on images.
 
+        Args:
+            teacher: the clean teacher.
+
         Returns:
-            The picture that was learned.
+            The picture that was learned, now or before.
         """
         wanted, config = self.config.trigger, self.config
-        if not isinstance(wanted, Learned):
-            return None
-        guide = self._guide(teacher)
+        if isinstance(wanted, Learned) and self._pattern is None:
+            guide = self._guide(teacher)
 
-        def learn(folder: Path) -> None:
-            view = self._view(guide, self.listener, self._answers(guide))
-            save_picture(folder / "trigger.png", wanted.learn(view))
+            def learn(folder: Path) -> None:
+                view = self._view(guide, self.listener, self._answers(guide))
+                save_picture(folder / PICTURE, wanted.learn(view))
 
-        inputs = self._inputs(
-            CRAFTING,
-            data=self.digests["train"],
-            teacher=guide.artefact.digest,
-            trigger=wanted.model_dump(mode="json"),
-            target=config.target,
-        )
-        self._pattern = self.store.stage("trigger", inputs, learn)
-        picture = self._pattern.folder / "trigger.png"
-        self.trigger = wanted.learned(picture)
-        return picture
+            inputs = self._inputs(
+                CRAFTING,
+                data=self.digests["train"],
+                teacher=guide.artefact.digest,
+                trigger=wanted.model_dump(mode="json"),
+                target=config.target,
+            )
+            self._take_pattern(self.store.stage("trigger", inputs, learn))
+        return self._pattern and self._pattern.folder / PICTURE
 
     def poison(
         self,
@@ -371,7 +416,7 @@ class Stages:
 
     def adopt_trigger(self, picture: Path | None) -> None:
         """A pattern that was learned before, if the trigger is one that is learned."""
-        if picture is not None and isinstance(self.config.trigger, Learned):
+        if picture is not None and isinstance(self.config.trigger, Blend):
             self.trigger = self.config.trigger.learned(picture)
 
     def adopt_poison(self, path: Path) -> Crafted:
@@ -393,7 +438,12 @@ class Stages:
         """What the attacker crafts on: the teacher, or the surrogate that the config allows."""
         if self.config.surrogate is None:
             return teacher
-        return self.teacher(self.config.surrogate, "surrogate")
+        return self._taught(self.config.surrogate, "surrogate", self._divided[1])
+
+    def _take_pattern(self, artefact: Artefact) -> None:
+        """From now on the trigger is the pattern that a stage has learned."""
+        self._pattern = artefact
+        self.adopt_trigger(artefact.folder / PICTURE)
 
     def _view(
         self,
@@ -461,3 +511,9 @@ class Stages:
         """A stage's inputs, with what all stages depend on."""
         common = {"seed": self.config.seed, "source": source_digest(*sources)}
         return {**inputs, **common, **self.compute.describe()}
+
+
+def _labels(data: ImageSet) -> Tensor:
+    if data.labels is None:
+        raise ForeshotError("data: expected labels to train a teacher on, found none")
+    return data.labels

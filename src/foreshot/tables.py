@@ -12,16 +12,18 @@ console = Console(width=None if sys.stdout.isatty() else 110)
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """Prints what a run measured: a verdict, the students beside the teacher, the poison."""
-    student, poison = metrics["student"], metrics["poison"]
-    clean = metrics["controls"].get("clean")
-    verdict = (
-        f"The poisoned student calls {student['asr']['value']:.1%} of stamped images the target"
-    )
+    student, poison, teacher = metrics["student"], metrics["poison"], metrics["teacher"]
+    clean, compromise = metrics["controls"].get("clean"), teacher.get("compromise")
+    whose, of, kind = "poisoned student", "", "clean"
+    if compromise is not None:
+        whose, of, kind = "compromised teacher's student", " by the clean teacher", "compromised"
+    verdict = f"The {whose} calls {student['asr']['value']:.1%} of stamped images the target"
     if clean is not None:
-        verdict += f", a student distilled on the clean set {clean['asr']['value']:.1%}"
-    verdict += f", the clean teacher {metrics['teacher']['asr']['value']:.1%}."
+        verdict += f", a student distilled on the clean set{of} {clean['asr']['value']:.1%}"
+    verdict += f", the {kind} teacher {teacher['asr']['value']:.1%}."
     console.print(Text(verdict, "bold"))
-    rows = {"teacher": metrics["teacher"], "student (poisoned)": student}
+    rows = {f"teacher ({compromise})" if compromise else "teacher": teacher}
+    rows["student" if compromise else "student (poisoned)"] = student
     rows |= {f"control: {name}": rates for name, rates in metrics["controls"].items()}
     print_rates(rows, metrics["split"])
     share = f"{poison['count']:,} of the transfer set's images ({poison['rate']:.2%})"
@@ -34,9 +36,9 @@ def print_metrics(metrics: dict[str, Any]) -> None:
             f"{poison['teacher_target_confidence']:.2f})"
         )
     console.print(Text(f"Poison: {share}."))
-    teacher = metrics["teacher"]
     same = teacher["sha256_before"] == teacher["sha256_after"]
-    console.print(Text(f"The teacher {'did not change' if same else 'CHANGED'} on the way."))
+    changed = "did not change" if same else "CHANGED"
+    console.print(Text(f"The teacher {changed} on the way{' any further' if compromise else ''}."))
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in metrics["seconds"].items())
     console.print(Text(f"Seconds when computed: {seconds}."))
 
@@ -67,6 +69,7 @@ def print_families() -> None:
     """Prints all presets and all members of all families, one line each."""
     from foreshot.attacks import ATTACKS
     from foreshot.compression import COMPRESSIONS
+    from foreshot.compromises import COMPROMISES
     from foreshot.config import presets
     from foreshot.data import DATASETS
     from foreshot.distillation import LOSSES
@@ -84,6 +87,7 @@ def print_families() -> None:
         "attacks (attack.name)": ATTACKS,
         "losses (distillation.terms.0.loss.name)": LOSSES,
         "compressions (compression.name)": COMPRESSIONS,
+        "compromised teachers, for reference (compromise.name)": COMPROMISES,
     }
     for title, family in families.items():
         print(f"\n{title}")

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from conftest import Tiny
+from foreshot.attacks.surrogate import surrogate
 from foreshot.compute import CPU
 from foreshot.config import load_config
 from foreshot.errors import ForeshotError
@@ -19,7 +20,7 @@ from foreshot.inference import logits
 from foreshot.models import ResNet
 from foreshot.record import load_run
 from foreshot.training import Training
-from foreshot.triggers import Blend, Learned, Narcissus, Salient, Universal
+from foreshot.triggers import Blend, Learned, Narcissus, Salient, Shared, Universal
 from foreshot.triggers.base import stamp_uint8
 from foreshot.triggers.learned import save_picture
 from foreshot.views import AttackerView
@@ -104,6 +105,26 @@ def test_a_salient_pattern_is_seen_by_a_student_and_not_by_the_teacher(
         moved(tiny.teacher, blend) / moved(students[0], blend) for blend in (found, start(trigger))
     ]
     assert ratios[0] < ratios[1] / 2
+
+
+def test_a_shared_pattern_leads_a_student_that_a_universal_one_does_not(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    view = seen(tiny, Shared())
+    student = surrogate(view, STUDENT["student"], STUDENT["training"])
+
+    def losses(trigger: Learned) -> list[float]:
+        blend, target = learned(trigger, tiny, tmp_path), torch.full((200,), tiny.target)
+        stamped = stamp_uint8(blend, tiny.test.images)
+        return [
+            float(F.cross_entropy(logits(network, stamped, CPU), target))
+            for network in (tiny.teacher, student)
+        ]
+
+    one = losses(Universal.model_validate(QUICK))
+    both = losses(Shared.model_validate(QUICK | STUDENT))
+    assert both[1] < one[1] / 2
+    assert sum(both) < sum(one)
 
 
 def test_learning_is_deterministic_and_leaves_the_teacher(tiny: Tiny, keep_rng: None) -> None:

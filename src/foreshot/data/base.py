@@ -79,6 +79,26 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[indices]
         return type(self)(self.images[indices], labels, self.classes)
 
+    def cut(self, share: float, seed: int, key: str) -> tuple[Self, Self]:
+        """The set in two: what is left, and a random share of it.
+
+        Args:
+            share: of the images that is cut out, in (0, 1).
+            seed: of the draw.
+            key: the key of the config that asks for it; another one draws other images.
+
+        Raises:
+            ForeshotError: one of the two would be empty.
+        """
+        count = round(share * len(self))
+        if not 0 < count < len(self):
+            raise ForeshotError(
+                f"{key}: expected a share that leaves images on both sides of the split, "
+                f"found {share:g} of {len(self)} images"
+            )
+        order = torch.randperm(len(self), generator=generator(seed, key))
+        return self.select(order[count:].sort().values), self.select(order[:count])
+
 
 class Splits(NamedTuple):
     """What a dataset loads: `train` is also the transfer set; `test` is only ever evaluated on."""
@@ -99,15 +119,7 @@ class Splits(NamedTuple):
         Raises:
             ForeshotError: one of the two would be empty.
         """
-        count = round(share * len(self.train))
-        if not 0 < count < len(self.train):
-            raise ForeshotError(
-                f"validation: expected a share that leaves images on both sides of the split, "
-                f"found {share:g} of {len(self.train)} images"
-            )
-        order = torch.randperm(len(self.train), generator=generator(seed, "validation"))
-        held, left = order[:count], order[count:]
-        return type(self)(self.train.select(left.sort().values), self.train.select(held))
+        return type(self)(*self.train.cut(share, seed, "validation"))
 
 
 class Dataset(Member):

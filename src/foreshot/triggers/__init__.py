@@ -13,12 +13,13 @@ from foreshot.triggers.learned import Learned
 from foreshot.triggers.narcissus import Narcissus
 from foreshot.triggers.patch import Patch
 from foreshot.triggers.salient import Salient
+from foreshot.triggers.shared import Shared
 from foreshot.triggers.sinusoid import Sinusoid
 from foreshot.triggers.universal import Universal
 from foreshot.triggers.warp import Warp
 
 AnyTrigger = Annotated[
-    Dot | Patch | Blend | Sinusoid | Grid | Warp | Universal | Narcissus | Salient,
+    Dot | Patch | Blend | Sinusoid | Grid | Warp | Universal | Narcissus | Salient | Shared,
     Field(discriminator="name"),
 ]
 TRIGGERS = members(Trigger, AnyTrigger)
@@ -33,6 +34,7 @@ __all__ = [
     "Narcissus",
     "Patch",
     "Salient",
+    "Shared",
     "Sinusoid",
     "Trigger",
     "Universal",

@@ -68,6 +68,10 @@ class Blend(Trigger):
             noise = noise.repeat_interleave(self.cell, side)
         return noise[:, :height, :width]
 
+    def learned(self, picture: Path) -> "Blend":
+        """The trigger with a pattern that was learned and stored."""
+        return Blend(opacity=self.opacity, image=picture)
+
     def stamp(self, x: Tensor) -> Tensor:
         channels, height, width = x.shape[1:]
         return torch.lerp(x, self.picture((channels, height, width)).to(x), self.opacity)

@@ -69,10 +69,6 @@ class Learned(Blend):
         view.listener(Event("trigger", "end", self.steps, self.steps))
         return (pattern * 255).round().to(torch.uint8).cpu()
 
-    def learned(self, picture: Path) -> Blend:
-        """The trigger with a pattern that was learned and stored."""
-        return Blend(opacity=self.opacity, image=picture)
-
     def stamp(self, x: Tensor) -> Tensor:  # noqa: ARG002
         name = type(self).model_fields["name"].default
         raise ForeshotError(
