@@ -48,7 +48,8 @@ class Eot(Pgd):
 
     def conviction(self, problem: Problem, stored: Tensor) -> Tensor:
         """As a mean of probabilities: of the stored images, and of what changes make of them."""
-        judge, kinds = super().conviction, [kind for kind in self.through if kind != "none"]
+        judge = super().conviction
+        kinds: list[Transform] = [kind for kind in self.through if kind != "none"]
         said = [judge(problem, stored)]
         for number, kind in zip(range(JUDGED), cycle(kinds), strict=False):
             random = generator(problem.view.seed, "poison", "judged", number)
