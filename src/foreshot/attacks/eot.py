@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from itertools import cycle
 from typing import Annotated, Literal
 
 import torch
@@ -51,7 +50,8 @@ class Eot(Pgd):
         judge = super().conviction
         kinds: list[Transform] = [kind for kind in self.through if kind != "none"]
         said = [judge(problem, stored)]
-        for number, kind in zip(range(JUDGED), cycle(kinds), strict=False):
+        for number in range(JUDGED if kinds else 0):
+            kind = kinds[number % len(kinds)]
             random = generator(problem.view.seed, "poison", "judged", number)
             said.append(judge(problem, to_uint8(transform(to_float(stored), kind, random))))
         return torch.stack(said).logsumexp(0) - math.log(len(said))
