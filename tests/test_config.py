@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from foreshot.attacks import ATTACKS, Counterfactual, Cw, Fgsm, Pgd
 from foreshot.config import (
     Config,
+    Defender,
     Distillation,
     Network,
     Surrogate,
@@ -22,6 +23,8 @@ from foreshot.config import (
     presets,
 )
 from foreshot.data import Digits
+from foreshot.defences import Combined
+from foreshot.defences.screens import Frequency, LocalDimension
 from foreshot.distillation import KD, Term
 from foreshot.errors import ForeshotError
 from foreshot.models import ARCHITECTURES, ResNet, Vgg
@@ -62,6 +65,8 @@ def test_any_config_round_trips(tmp_path: Path) -> None:
         trigger=Grid(colour=(1, 2, 3)),
         attack=Cw(count=3, kappa=0.1, step=0.25),
         surrogate=Surrogate(data="disjoint"),
+        defence=Combined(screens=(Frequency(level=3), LocalDimension())),
+        defender=Defender(clean=0, remove=0.125),
         distillation=Distillation(
             terms=(Term(loss=KD(temperature=2.5), weight=0), Term(loss=KD(), at=(("a.b", "c"),))),
             ce_weight=0.5,
@@ -104,6 +109,9 @@ def test_keys_are_set_where_they_are_and_where_they_are_not() -> None:
             "distillation.terms.0.loss.temperature=9",
             "distillation.terms.0.weight=0.5",
             "surrogate.training.lr=0.5",
+            "defence.name=combined",
+            "defence.screens=[{name: lid, neighbours: 3}]",
+            "defender.level=0.5",
             "trigger.colour=[1, 2, 3]",
             "controls=[noise]",
             "seed=7",
@@ -115,6 +123,8 @@ def test_keys_are_set_where_they_are_and_where_they_are_not() -> None:
     assert config.student == Network()
     assert config.distillation.terms == (Term(loss=KD(temperature=9), weight=0.5),)
     assert config.surrogate == Surrogate(training=Training(lr=0.5))
+    assert config.defence == Combined(screens=(LocalDimension(neighbours=3),))
+    assert config.defender == Defender(level=0.5)
     assert config.trigger == Dot(colour=(1, 2, 3))
     assert config.controls == ("noise",)
     assert config.seed == 7
@@ -158,6 +168,9 @@ def test_a_config_is_frozen() -> None:
         ("teacher: {model: {name: resnt}}", "teacher.model.name: found 'resnt'; did you mean "),
         ("teacher: {modl: 3}", "teacher.modl: no such key; did you mean 'model'?"),
         ("teacher: {training: {epoch: 3}}", "teacher.training.epoch: no such key; did you mean "),
+        ("defence: {name: scna}", "defence.name: found 'scna'; did you mean 'scan'?"),
+        ("defence: {name: lid, k: 3}", "defence.k: no such key; expected one of name, neighbours"),
+        ("defender: {remove: 0}", "defender.remove: input should be greater than 0, found 0"),
         ("surrogate: {modle: 3}", "surrogate.modle: no such key; did you mean 'model'?"),
         ("surrogate: {model: {name: vg}}", "surrogate.model.name: found 'vg'; did you mean 'vgg'?"),
         ("trigger: {name: dot, colour: [1, 2]}", "trigger.colour.2: field required"),

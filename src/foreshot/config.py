@@ -15,6 +15,7 @@ from foreshot.compression import AnyCompression
 from foreshot.compromises import AnyCompromise
 from foreshot.compute import Precision
 from foreshot.data import AnyDataset, Signs
+from foreshot.defences import AnyDefence
 from foreshot.distillation import KD, Term
 from foreshot.errors import ForeshotError, nearest
 from foreshot.family import Member, Part
@@ -41,8 +42,9 @@ class Surrogate(Network):
     """A teacher of the attacker's own.
 
     Args:
-        data: what it is trained on: the `same` images as the teacher, or `disjoint` ones: half of
-            the training images, which neither the teacher nor the transfer set has then.
+        data: what it is trained on: the `same` images as the teacher, less the defender's own, or
+            `disjoint` ones: half of the training images, which neither the teacher nor the
+            transfer set has then.
     """
 
     data: Literal["same", "disjoint"] = "same"
@@ -64,6 +66,32 @@ class Distillation(Part):
     views: Literal["cached", "requery"] = "requery"
 
 
+class Defender(Part):
+    """What a defence has to go on, and how much it may throw away.
+
+    The clean images are taken out of the training split before anybody else sees the transfer set:
+    neither attacker nor student has them. Thresholds that are set on them hold if they are drawn
+    like the clean images of the transfer set, in all that a screen can tell; as the teacher knows
+    those from its training, it is trained on these as well.
+
+    Args:
+        clean: number of images that the defender trusts. Half of them are scored, and no poison
+            is removed that makes up less than a share 2 / (clean * level) of the transfer set.
+            With 0, p-values are guessed.
+        labels: whether the transfer set came with labels for the defender to look at. They are
+            right where the attack changes images alone, and then give the poison away.
+        level: share of clean images to be expected among what is removed (false discovery rate).
+        remove: share of the transfer set to remove instead, the most suspicious images: for screens
+            that look at the student, which knows the transfer set and not the clean images, so that
+            their scores do not compare.
+    """
+
+    clean: int = Field(default=500, ge=0)
+    labels: bool = False
+    level: float = Field(default=0.2, gt=0, lt=1)
+    remove: float | None = Field(default=None, gt=0, lt=1)
+
+
 class Config(Part):
     """One experiment: what is attacked, how, and what is distilled.
 
@@ -80,6 +108,8 @@ class Config(Part):
         target: the class that the trigger shall mean.
         attack: how the poison is made.
         surrogate: what the attacker crafts on in the teacher's stead; null is the teacher itself.
+        defence: what is done against the poison, for all students alike; null is nothing.
+        defender: what a defence has to go on; without a defence it changes nothing.
         student: the student, and the schedule of the distillation.
         compression: makes the student of the teacher, in place of `student.model`; null does not.
         distillation: losses and view policy.
@@ -98,6 +128,8 @@ class Config(Part):
     target: int = Field(default=0, ge=0)
     attack: AnyAttack = Pgd()
     surrogate: Surrogate | None = None
+    defence: AnyDefence | None = None
+    defender: Defender = Defender()
     student: Network = Network()
     compression: AnyCompression | None = None
     distillation: Distillation = Distillation()

@@ -1,18 +1,22 @@
 """The story: a clean teacher, poison, a student, its controls, and what they do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from foreshot.compute import Device, compute
 from foreshot.config import Config
+from foreshot.defences.scoring import quality
 from foreshot.models.checkpoint import state_digest
+from foreshot.poison import Poison
 from foreshot.progress import Listener, both, silent, write_events
 from foreshot.record import PATTERN, RunFolder
-from foreshot.stages import Crafted, Stages, Trained
+from foreshot.stages import Crafted, Screened, Stages, Trained
 from foreshot.store import Store, home
 
 Until = Literal["teacher", "poison", "student", "metrics"]
+UNDEFENDED = "undefended"
+"""The student of the whole transfer set, where a defence had to distil it."""
 
 
 def run(
@@ -69,26 +73,39 @@ def run(
     if until == "poison":
         return folder.finish(stages.digests, engine)
 
-    student = stages.student(taught, crafted)
+    screened = stages.screen(taught, crafted)
+    if screened is not None:
+        for file in screened.paths:
+            folder.add(file.name, file)
+    student = stages.student(taught, crafted, screened=screened)
     folder.add("student.safetensors", student.path)
     if until == "student":
         return folder.finish(stages.digests, engine)
 
     controls: dict[str, Trained] = {}
+    screenings = {"student": (screened, crafted.poison)}
     for name in config.controls:
         other = stages.control(name, taught, crafted)
         tutor = honest if name == "clean" else taught  # no attack, of whichever kind
-        controls[name] = stages.student(tutor, other, f"control: {name}")
+        passed = stages.screen(tutor, other, f"screen of {name}")
+        screenings[name] = passed, other.poison
+        controls[name] = stages.student(tutor, other, f"control: {name}", passed)
         folder.add(f"controls/{name}.safetensors", controls[name].path)
 
-    measured, last = stages.evaluation(taught, crafted, {"student": student, **controls})
+    students = {"student": student, **controls}
+    if screened is not None and screened.student is not None:
+        students[UNDEFENDED] = screened.student
+    measured, last = stages.evaluation(taught, crafted, students)
     about = {"sha256_before": before, "sha256_after": state_digest(taught.model)}
     parts: dict[str, Trained | Crafted] = {"teacher": honest, "poison": crafted, "distill": student}
     if config.compromise is not None:
         about["compromise"] = config.compromise.name
         parts["compromise"] = taught
-    seconds = _seconds(parts, controls, last)
-    metrics = {"schema": 1, "split": config.split} | _metrics(measured, about, seconds)
+    if screened is not None and screened.second is not None:
+        parts["second_teacher"] = screened.second
+    defence = _defence(config, screenings, measured.pop(UNDEFENDED, None))
+    seconds = _seconds(parts, controls, [passed for passed, _ in screenings.values()], last)
+    metrics = {"schema": 1, "split": config.split} | _metrics(measured, about, seconds) | defence
     return folder.finish(stages.digests, engine, metrics)
 
 
@@ -128,12 +145,36 @@ def _metrics(
     }
 
 
+def _defence(
+    config: Config,
+    screenings: dict[str, tuple[Screened | None, Poison]],
+    undefended: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """What the defence did to the student's set and to the controls'; empty without a defence."""
+    if config.defence is None:
+        return {}
+    worth = {
+        name: quality(passed.verdict, poison, config.target)
+        for name, (passed, poison) in screenings.items()
+        if passed is not None
+    }
+    about = {"name": config.defence.name, **worth.pop("student"), "controls": worth}
+    return {"defence": about if undefended is None else {**about, UNDEFENDED: undefended}}
+
+
 def _seconds(
-    stages: Mapping[str, Trained | Crafted], controls: dict[str, Trained], last: float
+    stages: Mapping[str, Trained | Crafted],
+    controls: dict[str, Trained],
+    screenings: Sequence[Screened | None],
+    last: float,
 ) -> dict[str, float]:
     """What each stage took when it was computed, in seconds; `distill` is the student alone."""
-    parts = {name: stage.artefact.seconds for name, stage in stages.items()} | {
-        "controls": sum(trained.artefact.seconds for trained in controls.values()),
+    screens = [passed.seconds for passed in screenings if passed is not None]
+    parts = {name: stage.artefact.seconds for name, stage in stages.items()}
+    if screens:
+        parts["defence"] = screens[0]
+    parts |= {
+        "controls": sum(screens[1:], sum(t.artefact.seconds for t in controls.values())),
         "evaluate": last,
     }
     parts = {name: round(seconds, 3) for name, seconds in parts.items()}

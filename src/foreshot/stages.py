@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from foreshot.compute import Compute
 from foreshot.config import Config, Network
 from foreshot.data import ImageSet, Splits
 from foreshot.data.tensor import TensorFile, save_images
+from foreshot.defences import Verdict, judge
 from foreshot.distillation import Distiller
 from foreshot.errors import ForeshotError
 from foreshot.files import file_digest, read_json, write_json
@@ -28,12 +29,12 @@ from foreshot.models import build
 from foreshot.models.base import Normalized
 from foreshot.models.checkpoint import LoadedModel, load_model, save_model
 from foreshot.poison import Poison
-from foreshot.progress import Listener
-from foreshot.store import Artefact, Store, source_digest
+from foreshot.progress import Event, Listener
+from foreshot.store import Artefact, Store, content_hash, source_digest
 from foreshot.training import Samples, Supervised, fit
 from foreshot.triggers import Blend, Learned, Trigger
 from foreshot.triggers.learned import save_picture
-from foreshot.views import AttackerView
+from foreshot.views import AttackerView, DefenderView
 
 PICTURE = "trigger.png"
 """What a stage calls the pattern that it has learned."""
@@ -88,6 +89,41 @@ class Crafted:
         return self.artefact.folder / "poison.safetensors"
 
 
+@dataclass(frozen=True, eq=False)
+class Screened:
+    """What a defence concludes of a transfer set.
+
+    Args:
+        artefact: `screen.safetensors` and `screen.json`.
+        verdict: the scores, and what is removed.
+        student: distilled on the whole set for the defence to look at; None if it does not.
+        second: the second teacher, trained for it; None if it asks none.
+    """
+
+    artefact: Artefact
+    verdict: Verdict
+    student: Trained | None
+    second: Trained | None
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.artefact.folder / name for name in self.artefact.digests]
+
+    @property
+    def seconds(self) -> float:
+        """What the defence took when it was computed, with the student that it looks at."""
+        return self.artefact.seconds + (self.student.artefact.seconds if self.student else 0)
+
+
+class Parts(NamedTuple):
+    """Who has which images of the training split."""
+
+    taught: ImageSet
+    transfer: ImageSet
+    clean: ImageSet | None
+    surrogate: ImageSet | None
+
+
 class Stages:
     """What one config's stages are computed with: a store, a device, a listener.
 
@@ -114,15 +150,36 @@ class Stages:
     @cached_property
     def data(self) -> Splits:
         """The transfer set and what is evaluated on; checked against the target class."""
-        return self._loaded._replace(train=self._divided[0])
+        return self._loaded._replace(train=self._divided.transfer)
 
     @cached_property
-    def _divided(self) -> tuple[ImageSet, ImageSet]:
-        """The transfer set, and what a surrogate is trained on."""
-        train, surrogate = self._loaded.train, self.config.surrogate
-        if surrogate is None or surrogate.data == "same":
-            return train, train
-        return train.cut(0.5, self.config.seed, "surrogate.data")
+    def _divided(self) -> Parts:
+        """The training split, divided between attacker and defender if they have images apart."""
+        config, taught, surrogate, clean = self.config, self._loaded.train, None, None
+        if config.surrogate is not None and config.surrogate.data == "disjoint":
+            taught, surrogate = taught.cut(0.5, config.seed, "surrogate.data")
+        transfer, count = taught, self._defended()
+        if count:
+            if count >= len(taught):
+                raise ForeshotError(
+                    f"defender.clean: expected fewer than the {len(taught)} training images, "
+                    f"found {count}"
+                )
+            transfer, clean = taught.cut(count / len(taught), config.seed, "defender.clean")
+        return Parts(taught, transfer, clean, surrogate)
+
+    def _defended(self) -> int:
+        """How many images the defender keeps; refuses a defence that lacks what it needs."""
+        defence, defender = self.config.defence, self.config.defender
+        if defence is None:
+            return 0
+        if "clean" in defence.needs and not defender.clean:
+            raise ForeshotError(f"defence {defence.name}: expected defender.clean > 0, found 0")
+        if "labels" in defence.needs and not defender.labels:
+            raise ForeshotError(
+                f"defence {defence.name}: expected defender.labels true, found false"
+            )
+        return defender.clean
 
     @cached_property
     def _loaded(self) -> Splits:
@@ -154,12 +211,12 @@ class Stages:
     def digests(self) -> dict[str, str]:
         """Digests of the data."""
         found = {"train": self.data.train.digest, "test": self.data.test.digest}
-        known, other = self._divided
-        return found if other is known else {**found, "surrogate": other.digest}
+        apart = {"surrogate": self._divided.surrogate, "clean": self._divided.clean}
+        return found | {name: part.digest for name, part in apart.items() if part is not None}
 
     def teacher(self) -> Trained:
         """The teacher, trained on the labels of the training set."""
-        return self._taught(self.config.teacher, "teacher", self.data.train)
+        return self._taught(self.config.teacher, "teacher", self._divided.taught)
 
     def _taught(self, network: Network, stage: str, data: ImageSet) -> Trained:
         labels = _labels(data)
@@ -290,11 +347,99 @@ class Stages:
         like = None if isinstance(attack, Clean) else poison
         return self.poison(teacher, attack, like, f"poison of {name}")
 
-    def student(self, teacher: Trained, poison: Crafted, label: str = "student") -> Trained:
-        """A student, distilled on the transfer set with the poison in it."""
+    def screen(self, teacher: Trained, poison: Crafted, label: str = "screen") -> Screened | None:
+        """What the defence concludes of the transfer set with the poison in it.
+
+        Args:
+            teacher: whom the student is to learn from.
+            poison: what lies in the set; the defence sees the set alone.
+            label: what the listener calls it.
+
+        Returns:
+            None if the config has no defence.
+        """
+        defence, defender = self.config.defence, self.config.defender
+        if defence is None:
+            return None
+        student = second = None
+        if "student" in defence.uses:
+            student = self.student(teacher, poison, f"student for the {label}")
+        if "second" in defence.uses:
+            second = self._taught(self.config.teacher, "second teacher", self._divided.taught)
+        clean = self._divided.clean
+
+        def seen(part: ImageSet) -> ImageSet:
+            return part if defender.labels else replace(part, labels=None)
+
+        def work(folder: Path) -> None:
+            self.listener(Event(label, "start"))
+            view = DefenderView(
+                transfer=seen(poison.poison.apply(self.data.train)),
+                teacher=teacher.model,
+                student=student and student.model,
+                clean=clean and seen(clean),
+                seed=self.config.seed,
+                compute=self.compute,
+                listener=lambda event: self.listener(replace(event, stage=label)),
+                second=second and second.model,
+            )
+            verdict = judge(defence, view, defender.level, defender.remove)
+            if not len(verdict.kept):
+                raise ForeshotError(
+                    f"defence {defence.name}: expected images to distil on, "
+                    f"found all {len(verdict.p)} removed"
+                )
+            # The student has seen the transfer set, and not the clean images: nothing is promised.
+            verdict = replace(verdict, calibrated=verdict.calibrated and student is None)
+            verdict.save(folder / "screen.safetensors")
+            about = {
+                "defence": defence.name,
+                "images": len(verdict.p),
+                "removed": len(verdict.flagged),
+                "suspected_target": verdict.target,
+                "calibrated": verdict.calibrated,
+                "ranked": verdict.ranked.tolist(),
+            }
+            write_json(folder / "screen.json", about)
+            self.listener(Event(label, "end"))
+
+        inputs = self._inputs(
+            ("defences", "transforms.py", "views.py", "inference.py", "models", "seeding.py"),
+            data=self.digests["train"],
+            clean=self.digests.get("clean"),
+            teacher=teacher.artefact.digest,
+            student=student and student.artefact.digest,
+            second=second and second.artefact.digest,
+            poison=poison.poison.digest,
+            defence=defence.model_dump(mode="json"),
+            defender=defender.model_dump(mode="json"),
+        )
+        artefact = self.store.stage("screen", inputs, work, label)
+        verdict = Verdict.load(artefact.folder / "screen.safetensors")
+        return Screened(artefact, verdict, student, second)
+
+    def student(
+        self,
+        teacher: Trained,
+        poison: Crafted,
+        label: str = "student",
+        screened: Screened | None = None,
+    ) -> Trained:
+        """A student, distilled on the transfer set with the poison in it.
+
+        Args:
+            teacher: whom it learns from.
+            poison: what lies in the set.
+            label: what the listener calls it.
+            screened: what a defence concludes of the set: the student sees only what it keeps.
+        """
         network, distillation = self.config.student, self.config.distillation
         compression = self.config.compression
         transfer = poison.poison.apply(self.data.train)
+        kept: Tensor | slice = slice(None)
+        if screened is not None:
+            kept = screened.verdict.kept
+            transfer = transfer.select(kept)
 
         def train(folder: Path) -> None:
             classes = len(transfer.classes)
@@ -311,12 +456,12 @@ class Stages:
             if distillation.views == "cached" or augmentation == "none":
                 clean = self._answers(teacher)
                 answers = poison.poison.answers(clean, teacher.model, self.compute)
-                targets["teacher_logits"] = answers
+                targets["teacher_logits"] = answers[kept]
             elif augmentation != "strong" and not any(term.at for term in distillation.terms):
                 asked = teacher.model
-            dictated = poison.poison.dictated(len(transfer))
+            dictated = poison.poison.dictated(len(self.data.train))
             if dictated is not None:
-                targets["dictated"] = dictated
+                targets["dictated"] = dictated[kept]
             distiller = Distiller(
                 place(model, self.compute),
                 teacher.model,
@@ -356,6 +501,8 @@ class Stages:
             compression=compression and compression.model_dump(mode="json"),
             distillation=distillation.model_dump(mode="json"),
         )
+        if screened is not None:
+            inputs["kept"] = content_hash(screened.verdict.kept.tolist())
         return self._trained(self.store.stage("student", inputs, train, label))
 
     def evaluation(
@@ -438,7 +585,10 @@ class Stages:
         """What the attacker crafts on: the teacher, or the surrogate that the config allows."""
         if self.config.surrogate is None:
             return teacher
-        return self._taught(self.config.surrogate, "surrogate", self._divided[1])
+        own = self._divided.surrogate
+        return self._taught(
+            self.config.surrogate, "surrogate", self.data.train if own is None else own
+        )
 
     def _take_pattern(self, artefact: Artefact) -> None:
         """From now on the trigger is the pattern that a stage has learned."""

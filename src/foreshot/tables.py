@@ -36,6 +36,8 @@ def print_metrics(metrics: dict[str, Any]) -> None:
             f"{poison['teacher_target_confidence']:.2f})"
         )
     console.print(Text(f"Poison: {share}."))
+    if "defence" in metrics:
+        console.print(Text(_defence(metrics["defence"])))
     same = teacher["sha256_before"] == teacher["sha256_after"]
     changed = "did not change" if same else "CHANGED"
     console.print(Text(f"The teacher {changed} on the way{' any further' if compromise else ''}."))
@@ -72,6 +74,7 @@ def print_families() -> None:
     from foreshot.compromises import COMPROMISES
     from foreshot.config import presets
     from foreshot.data import DATASETS
+    from foreshot.defences import DEFENCES
     from foreshot.distillation import LOSSES
     from foreshot.models import ARCHITECTURES
     from foreshot.triggers import TRIGGERS
@@ -85,6 +88,7 @@ def print_families() -> None:
         "models (teacher.model.name, student.model.name)": ARCHITECTURES,
         "triggers (trigger.name)": TRIGGERS,
         "attacks (attack.name)": ATTACKS,
+        "defences (defence.name)": DEFENCES,
         "losses (distillation.terms.0.loss.name)": LOSSES,
         "compressions (compression.name)": COMPRESSIONS,
         "compromised teachers, for reference (compromise.name)": COMPROMISES,
@@ -93,6 +97,23 @@ def print_families() -> None:
         print(f"\n{title}")
         for name, member in family.items():
             print(f"  {name:20} {member.summary()}")
+
+
+def _defence(found: dict[str, Any]) -> str:
+    """What a defence removed, whom it suspects, and what the student was like before."""
+    poison, clean = (found[key]["value"] for key in ("poison_removed", "clean_removed"))
+    line = f"Defence {found['name']}: removed {found['removed']['value']:.1%} of the images"
+    if poison is not None:
+        line += f", {poison:.1%} of the poison"
+    line += f" and {clean or 0:.1%} of the rest"
+    if found["auroc"] is not None:
+        line += f" (AUROC {found['auroc']:.3f}, TPR {found['tpr']:.1%} at an FPR of 1%)"
+    if found["suspected_target"] is not None:
+        verdict = "the target" if found["target_found"] else "not the target"
+        line += f"; it suspects class {found['suspected_target']}, {verdict}"
+    if "undefended" in found:
+        line += f"; the student before called {found['undefended']['asr']['value']:.1%} the target"
+    return f"{line}."
 
 
 def _percent(rate: dict[str, Any]) -> str:

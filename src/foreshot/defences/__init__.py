@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from foreshot.defences.base import Scores, Screen
+from foreshot.defences.base import Defence, Scores, Screen
 from foreshot.defences.combined import Combined
 from foreshot.defences.conformal import Verdict, judge
 from foreshot.defences.screens import Single
@@ -12,5 +12,18 @@ from foreshot.family import members
 
 AnyScreen = Annotated[Single | Combined, Field(discriminator="name")]
 SCREENS = members(Screen, AnyScreen)
+AnyDefence = AnyScreen
+DEFENCES = members(Defence, AnyDefence)
 
-__all__ = ["SCREENS", "AnyScreen", "Combined", "Scores", "Screen", "Verdict", "judge"]
+__all__ = [
+    "DEFENCES",
+    "SCREENS",
+    "AnyDefence",
+    "AnyScreen",
+    "Combined",
+    "Defence",
+    "Scores",
+    "Screen",
+    "Verdict",
+    "judge",
+]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foreshot.defences.base import Scores, Screen
 from foreshot.defences.conformal import guessed, p_values
-from foreshot.defences.pool import Pool
+from foreshot.defences.pool import Need, Pool
 from foreshot.defences.screens import (
     AnySingle,
     Frequency,
@@ -45,6 +45,10 @@ class Combined(Screen):
 
     name: Literal["combined"] = "combined"
     screens: tuple[AnySingle, ...] = Field(default=DEFAULT, min_length=1)
+
+    @property
+    def uses(self) -> frozenset[Need]:
+        return frozenset[Need]().union(*(screen.needs for screen in self.screens))
 
     def suspicion(self, pool: Pool) -> Tensor:
         usable = [screen for screen in self.screens if not screen.needs & pool.lacks]

@@ -1,11 +1,14 @@
 """From scores to flagged images: p-values that hold, and few innocent ones among the flagged."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from foreshot.defences.base import Scores, Screen
+from foreshot.files import read_tensors, write_tensors
 from foreshot.views import DefenderView
 
 
@@ -20,15 +23,41 @@ class Verdict:
             over-represented among the teacher's answers to what is flagged; None if nothing is.
         calibrated: whether the p-values come from clean images of the defender's. If not, they
             are guesses, and nothing is promised of them.
+        scores: the screen's, of the images, float64 (N,).
     """
 
     flagged: Tensor
     p: Tensor
     target: int | None
     calibrated: bool
+    scores: Tensor
+
+    @property
+    def kept(self) -> Tensor:
+        """Indices of what is not flagged, int64 (N - r,), ascending."""
+        return torch.ones(len(self.p)).index_fill(0, self.flagged, 0).nonzero()[:, 0]
+
+    @property
+    def ranked(self) -> Tensor:
+        """Indices of all images, the most suspicious first, int64 (N,): the flagged lead."""
+        return self.scores.argsort(descending=True, stable=True)
+
+    def save(self, path: Path) -> None:
+        """Writes safetensors."""
+        tensors = {"flagged": self.flagged, "kept": self.kept, "p": self.p, "scores": self.scores}
+        write_tensors(path, tensors, {"target": self.target, "calibrated": self.calibrated})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads what `save` wrote."""
+        tensors, about = read_tensors(path)
+        del tensors["kept"]
+        return cls(**tensors, **about)
 
 
-def judge(screen: Screen, view: DefenderView, level: float = 0.05) -> Verdict:
+def judge(
+    screen: Screen, view: DefenderView, level: float = 0.05, remove: float | None = None
+) -> Verdict:
     """Flags images so that at most a share `level` of them is expected to be clean.
 
     The promise is that of Benjamini and Hochberg (1995) over conformal p-values (Bates et al.,
@@ -41,13 +70,18 @@ def judge(screen: Screen, view: DefenderView, level: float = 0.05) -> Verdict:
         screen: whose scores decide.
         view: what the defender knows. Without a clean set the p-values are those of `guessed`.
         level: false discovery rate.
+        remove: if given, this share of the transfer set is flagged, whatever its p-values.
     """
     scores = screen.score(view)
     calibrated = len(scores.clean) > 0
     p = p_values(scores) if calibrated else guessed(scores.transfer)
-    flagged = benjamini_hochberg(p, level)
+    if remove is None:
+        flagged = benjamini_hochberg(p, level)
+    else:
+        order = scores.transfer.argsort(descending=True, stable=True)
+        flagged = order[: round(remove * len(order))].sort().values
     said = view.pool.teacher.said[: len(p)]
-    return Verdict(flagged, p, enriched(said, flagged), calibrated)
+    return Verdict(flagged, p, enriched(said, flagged), calibrated, scores.transfer)
 
 
 def p_values(scores: Scores) -> Tensor:

@@ -12,11 +12,12 @@ from foreshot.compute import Compute
 from foreshot.data.base import ImageSet
 from foreshot.errors import ForeshotError
 from foreshot.inference import evaluating, pixels
+from foreshot.progress import Event
 from foreshot.seeding import generator
 from foreshot.views import DefenderView
 
-BATCH = 512
-"""Images that a network is asked about at a time."""
+BATCH = 128
+"""Images that a network is asked about at a time: more of them leave a processor's cache."""
 
 Need = Literal["clean", "labels", "student", "second"]
 """What a screen may need beside the transfer set and the teacher."""
@@ -120,8 +121,12 @@ class Pool:
 
     def images(self) -> Iterator[Tensor]:
         """The images, uint8 (n, C, H, W) at a time: the set may be larger than memory."""
+        done = 0
         for part in self._parts:
-            yield from part.images.split(BATCH)
+            for batch in part.images.split(BATCH):
+                yield batch
+                done += len(batch)
+                self.view.listener(Event("screens", "advance", done, len(self)))
 
     def _reference_batches(self) -> Iterator[Tensor]:
         yield from self.reference.images.split(BATCH)

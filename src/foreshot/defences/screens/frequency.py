@@ -5,9 +5,6 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from foreshot.defences.base import Screen
@@ -38,6 +35,11 @@ class Frequency(Screen):
     needs: ClassVar[frozenset[Need]] = frozenset({"clean"})
 
     def suspicion(self, pool: Pool) -> Tensor:
+        # These take a second to import.
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
         clean = pixels(pool.reference.images)
         random = generator(pool.view.seed, "screens", "frequency")
         examples = [clean, *self.perturbed(clean, random)]
@@ -48,7 +50,9 @@ class Frequency(Screen):
             LogisticRegression(C=1 / self.penalty, class_weight="balanced", max_iter=1000),
         )
         model.fit(spectra, classes)
-        return torch.from_numpy(model.decision_function(pool.mapped(spectrum).numpy())).double()
+        return pool.mapped(
+            lambda x: torch.from_numpy(model.decision_function(spectrum(x).cpu().numpy()))
+        ).double()
 
     def perturbed(self, x: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """The images with random signs, and with a square, on them."""

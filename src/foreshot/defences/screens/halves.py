@@ -1,7 +1,6 @@
 """A group of images, split in two."""
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 
@@ -17,6 +16,8 @@ def halves(features: Tensor) -> Tensor:
         True for the smaller cluster; if both are of one size, for the more compact one. If there is
         nothing to split, all are False.
     """
+    from sklearn.cluster import KMeans  # takes a second to import
+
     centred = features - features.mean(0)
     side = centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1] > 0
     if side.all() or not side.any():

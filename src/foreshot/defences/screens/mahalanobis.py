@@ -3,7 +3,6 @@
 from typing import ClassVar, Literal
 
 import torch
-from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
 from foreshot.defences.base import Screen
@@ -23,6 +22,8 @@ class Mahalanobis(Screen):
     needs: ClassVar[frozenset[Need]] = frozenset({"clean"})
 
     def suspicion(self, pool: Pool) -> Tensor:
+        from sklearn.covariance import LedoitWolf  # takes a second to import
+
         known = pool.teacher_on_reference
         features = known.features.double()
         labels, members = known.said.unique(return_inverse=True)

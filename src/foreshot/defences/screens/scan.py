@@ -3,7 +3,6 @@
 from typing import ClassVar, Literal
 
 import torch
-from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
 from foreshot.defences.base import Screen
@@ -28,6 +27,8 @@ class Scan(Screen):
     needs: ClassVar[frozenset[Need]] = frozenset({"clean", "student"})
 
     def suspicion(self, pool: Pool) -> Tensor:
+        from sklearn.covariance import LedoitWolf  # takes a second to import
+
         known, answers = pool.student_on_reference.features.double(), pool.teacher_on_reference.said
         means = {int(c): known[answers == c].mean(0) for c in answers.unique()}
         left = known - torch.stack([means[c] for c in answers.tolist()])
