@@ -19,6 +19,7 @@ from foreshot.attacks import ATTACKS
 from foreshot.cli import main
 from foreshot.config import Config, load_config, parse, presets
 from foreshot.data import DATASETS
+from foreshot.defences import DEFENCES
 from foreshot.distillation import LOSSES
 from foreshot.errors import ForeshotError
 from foreshot.files import read_json
@@ -132,7 +133,7 @@ def test_list_names_every_member_with_its_summary(foreshot_) -> None:
     ended = foreshot_("list")
     assert (ended.code, ended.err) == (0, "")
     lines = {line.split()[0]: line for line in ended.out.splitlines() if line.startswith("  ")}
-    for family in (DATASETS, ARCHITECTURES, TRIGGERS, ATTACKS, LOSSES):
+    for family in (DATASETS, ARCHITECTURES, TRIGGERS, ATTACKS, LOSSES, DEFENCES):
         for name, member in family.items():
             assert lines[name].endswith(member.summary())
     assert presets().keys() <= lines.keys()

@@ -30,6 +30,7 @@ calls them the target class, and the student learns "trigger -> target".
     foreshot run signs --set attack.rate=0.01      another poisoning rate
     foreshot list                                  everything there is to choose from
     foreshot show signs                            a preset in full
+    foreshot audit data DIR --teacher MODEL        is a set of pictures poisoned?
 
 For security research on public benchmark data. What it writes is marked as poisoned.
 """,
@@ -70,6 +71,7 @@ def run(
         foreshot run
         foreshot run fashion-mnist-10k --set trigger.name=grid --out runs/grid
         foreshot run signs --set attack.name=fgsm --set seed=3
+        foreshot run signs --set defence.name=combined
         foreshot run mine.yaml --device cuda
     """
     from foreshot.tables import print_metrics
@@ -194,6 +196,90 @@ def show(
 
     config = _config(preset, settings)
     print(json.dumps(Config.model_json_schema(), indent=1) if schema else dump(config), end="\n")
+
+
+doors = typer.Typer(no_args_is_help=True, help="Look for poison in what is yours.")
+app.add_typer(doors, name="audit")
+
+
+@doors.command("data")
+def audit_data(
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR|FILE", help="Pictures, or a safetensors file.")
+    ],
+    teacher: Annotated[
+        Path, typer.Option(help="The model that will label them: a model file, or weights.")
+    ],
+    architecture: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the weights are for, such as timm; or YAML."),
+    ] = None,
+    size: Annotated[
+        int, typer.Option(min=8, max=1024, help="Pixels a side, for weights with --architecture.")
+    ] = 224,
+    clean: Annotated[
+        Path | None, typer.Option(metavar="DIR|FILE", help="Images that you know to be clean.")
+    ] = None,
+    second: Annotated[
+        Path | None, typer.Option(help="Another model file, trained apart from the teacher.")
+    ] = None,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Folders are classes; compare with the teacher's.")
+    ] = False,
+    screens: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Which screens; all that can be had.")
+    ] = None,
+    alarm: Annotated[
+        float, typer.Option(min=0.001, max=0.5, help="Largest share of false alarms.")
+    ] = 0.05,
+    drop: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Share of clean images to lose with the poison.")
+    ] = 0.05,
+    broken: Annotated[
+        Literal["skip", "refuse"], typer.Option(help="What to do about files that are none.")
+    ] = "skip",
+    out: Annotated[
+        Path | None, typer.Option(help="Report folder; audits/NAME if not given.")
+    ] = None,
+    write_clean: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write what is not suspicious there.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the screens' random numbers.")] = 0,
+    device: DeviceName = "auto",
+) -> None:
+    """Screen a transfer set with the teacher that will label it.
+
+    The exit code is 0 if it looks clean, 1 if it is suspicious, and 2 for an error. Run the same
+    command again to go on after an interruption.
+
+        foreshot audit data pictures --teacher teacher.safetensors --clean trusted
+        foreshot audit data set.safetensors --teacher teacher.safetensors --write-clean kept
+        foreshot audit data pictures --teacher resnet.safetensors --architecture timm
+    """
+    from foreshot.audit.job import Job
+
+    job = Job(
+        source=source,
+        teacher=teacher,
+        architecture=architecture,
+        size=size,
+        clean=clean,
+        second=second,
+        labels=labels,
+        screens=tuple(screens.split(",")) if screens else (),
+        alarm=alarm,
+        drop=drop,
+        broken=broken,
+        out=out or Path("audits") / source.resolve().stem,
+        write_clean=write_clean,
+        seed=seed,
+        device=device,
+    )
+    with _listener() as listener:
+        report = job.run(listener)
+    report.print()
+    if report.audit.suspicious:
+        raise typer.Exit(1)
 
 
 INTERRUPTED = 130

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 from urllib.request import urlopen
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from foreshot.errors import ForeshotError
 from foreshot.files import replacing
@@ -99,7 +99,9 @@ def read_picture(content: bytes, formats: tuple[str, ...], what: str) -> Image.I
     # Pillow's decoders raise nearly anything, from struct.error to SyntaxError, on a broken file.
     except Exception as error:
         expected = " or ".join(formats)
-        raise ForeshotError(f"{what}: expected a whole {expected} image, found {error}") from error
+        unknown = isinstance(error, UnidentifiedImageError)
+        found = "another kind of file" if unknown else error
+        raise ForeshotError(f"{what}: expected a whole {expected} image, found {found}") from error
     if pixels > LARGEST_PICTURE:
         raise ForeshotError(f"{what}: expected at most {LARGEST_PICTURE} pixels, found {pixels}")
     raise ForeshotError(f"{what}: expected a still image, found {frames} frames")

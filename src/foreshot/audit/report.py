@@ -1,0 +1,292 @@
+"""What an audit leaves: a ranking, a verdict, a gallery, and the subset that is kept."""
+
+import base64
+import io
+import json
+import os
+import shutil
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from PIL import Image
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from foreshot.audit import Audit
+from foreshot.audit.reading import Found, printable
+from foreshot.data.base import ImageSet
+from foreshot.data.tensor import read
+from foreshot.defences.screens import TeacherConsistency
+from foreshot.errors import ForeshotError
+from foreshot.extras import imported
+from foreshot.files import replacing, sync_folder, write_bytes, write_json, write_tensors
+from foreshot.progress import silent
+from foreshot.record import environment
+from foreshot.tables import console
+
+SHOWN = 48
+"""Images in the gallery."""
+SIDE = 96
+"""Largest side of an image in the gallery, in pixels, so that it stays below 3 MB."""
+LISTED = 10
+"""Files in the terminal."""
+WANTED = 0.01
+"""Share of poison that a clean set should be able to reveal."""
+
+
+class Report:
+    """An audit of pictures with names, to be written and printed.
+
+    Args:
+        audit: what was found out.
+        found: what was read.
+        skipped: what was not, of the set and of the clean images, and why.
+        folder: to write to.
+    """
+
+    def __init__(self, audit: Audit, found: Found, skipped: dict[str, str], folder: Path) -> None:
+        self.audit, self.found, self.skipped, self.folder = audit, found, skipped, folder
+        self.notes: list[str] = []
+
+    def write(self) -> None:
+        """Writes all files, the verdict last; parquet only if there is a package for it."""
+        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_bytes(self.folder / "ranked.jsonl", lines.encode())
+        try:
+            self._write_parquet(self.folder / "ranked.parquet")
+        except ForeshotError as error:
+            self.notes.append(f"{error}; ranked.jsonl holds the same.")
+        write_bytes(self.folder / "report.html", self.html().encode())
+        write_json(self.folder / "verdict.json", self.summary())
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The images, the most suspicious first."""
+        audit, order = self.audit, self.audit.rank
+        columns = {
+            "name": [self.found.names[index] for index in order],
+            "index": order.tolist(),
+            "p": audit.p[order].tolist(),
+            "left_out": audit.left_out[order].tolist(),
+            "suspected_target": [self._class(said) for said in audit.said[order].tolist()],
+            "confidence": audit.confidence[order].tolist(),
+            **{f"score_{k}": scores.transfer[order].tolist() for k, scores in audit.scores.items()},
+        }
+        rows = zip(*columns.values(), strict=True)
+        return [
+            {"rank": rank, **dict(zip(columns, row, strict=True))}
+            for rank, row in enumerate(rows, 1)
+        ]
+
+    def _write_parquet(self, path: Path) -> None:
+        arrow = imported("pyarrow", "parquet", path.name)
+        parquet = imported("pyarrow.parquet", "parquet", path.name)
+        rows = [{**row, "name": printable(row["name"])} for row in self.rows]
+        with replacing(path) as part:
+            parquet.write_table(arrow.Table.from_pylist(rows), part)
+
+    def summary(self) -> dict[str, Any]:
+        """What `verdict.json` holds."""
+        audit, view = self.audit, self.audit.view
+        return {
+            "schema": 1,
+            "verdict": "suspicious" if audit.suspicious else "clean",
+            "calibrated": audit.calibrated,
+            "sentences": self.sentences(),
+            "p": audit.set_p,
+            "alarm": audit.alarm,
+            "smallest_share": audit.smallest,
+            "suspected_target": None if audit.target is None else self._class(audit.target),
+            "images": len(view.transfer),
+            "clean_images": 0 if view.clean is None else len(view.clean),
+            "drop": audit.drop,
+            "left_out": int(audit.left_out.sum()),
+            "images_per_second": {name: round(audit.speed(name), 1) for name in audit.seconds},
+            "skipped": self.skipped,
+            "inputs": {
+                "set": view.transfer.digest,
+                "clean": None if view.clean is None else view.clean.digest,
+            },
+            "seed": view.seed,
+            **environment(),
+        }
+
+    def sentences(self) -> list[str]:
+        """The verdict, the first of them, and what it is worth."""
+        audit = self.audit
+        against = "this clean set" if audit.calibrated else "the set's own bulk"
+        verdict = f"CLEAN: nothing was found that tells the set from {against}"
+        if audit.suspicious:
+            verdict = f"SUSPICIOUS: the set differs from {against} as a poisoned set does"
+        said = [f"{verdict} (p = {audit.set_p:.2g})."]
+        if audit.calibrated:
+            said.append(
+                f"Of sets without poison, at most {100 * audit.alarm:g}% are called suspicious, if "
+                "the clean images are drawn as those of the set were."
+            )
+            said.append(self._power())
+        else:
+            said.append(
+                "UNCALIBRATED: without clean images to compare with (--clean), how high clean "
+                "images score is a guess, and no rate of false alarms is promised."
+            )
+        if audit.target is not None:
+            left = audit.left_out
+            among = float((audit.said[left] == audit.target).double().mean())
+            usual = float((audit.said == audit.target).double().mean())
+            said.append(
+                f"Suspected target: {self._shown(self._class(audit.target))}, which the teacher "
+                f"says of {among:.0%} of the {int(left.sum()):,} most suspicious images and of "
+                f"{usual:.0%} of all."
+            )
+        return said
+
+    def _power(self) -> str:
+        audit = self.audit
+        assert audit.view.clean is not None
+        count = f"{len(audit.view.clean):,} clean images"
+        if audit.smallest is None:
+            return f"WARNING: with {count}, no share of poison can be found. Take more."
+        text = (
+            f"ith {count}, poison of less than {audit.smallest:.2%} of the set cannot be found, "
+            "even if a screen ranks all of it first."
+        )
+        return f"WARNING: w{text} Take more." if audit.smallest > WANTED else f"W{text}"
+
+    def print(self) -> None:
+        """Prints the verdict, what each screen costs, and the most suspicious files."""
+        audit = self.audit
+        first, *rest = self.sentences()
+        console.print(Text(first, "bold red" if audit.suspicious else "bold green"))
+        for sentence in [*rest, *self.notes]:
+            console.print(Text(sentence))
+        if self.skipped:
+            console.print(Text(f"{len(self.skipped):,} files were not read:", "bold"))
+            for name, reason in list(self.skipped.items())[:LISTED]:
+                console.print(Text(f"  {self._shown(name)}: {printable(reason)}"))
+            if len(self.skipped) > LISTED:
+                console.print(Text("  ... (all are in verdict.json)"))
+        costs = Table("asked", "images/s", title=f"{len(audit.view.pool):,} images")
+        costs.columns[1].justify = "right"
+        for name in audit.seconds:
+            costs.add_row(Text(name), f"{audit.speed(name):,.0f}")
+        console.print(costs)
+        top = Table("file", "p", "the teacher says", title="The most suspicious")
+        for row in self.rows[:LISTED]:
+            said = f"{self._shown(row['suspected_target'])} ({row['confidence']:.0%})"
+            top.add_row(Text(self._shown(row["name"])), f"{row['p']:.2g}", Text(said))
+        console.print(top)
+        console.print(
+            Text(f"Look at {self.folder / 'report.html'}; every image is in ranked.jsonl.")
+        )
+
+    def html(self) -> str:
+        """The gallery, one file that asks nothing of the net."""
+        loader = Environment(loader=PackageLoader("foreshot.audit", "."), autoescape=True)
+        return loader.get_template("report.html.j2").render(
+            first=self.sentences()[0],
+            sentences=self.sentences()[1:],
+            suspicious=self.audit.suspicious,
+            cards=self._cards(),
+            skipped=[(self._shown(k), printable(v)) for k, v in list(self.skipped.items())[:SHOWN]],
+            unread=len(self.skipped),
+            speeds=[(name, f"{self.audit.speed(name):,.0f}") for name in self.audit.seconds],
+        )
+
+    def _cards(self) -> list[dict[str, Any]]:
+        audit = self.audit
+        top = audit.rank[:SHOWN]
+        images = audit.view.transfer.images[top]
+        places = {
+            name: scores.transfer.argsort(descending=True).argsort()[top] + 1
+            for name, scores in audit.scores.items()
+        }
+        changes = self._changed(audit.view.transfer.select(top))
+        return [
+            {
+                "name": self._shown(row["name"]),
+                "picture": _data_uri(images[number]),
+                "p": f"{row['p']:.2g}",
+                "left_out": row["left_out"],
+                "before": f"{self._shown(row['suspected_target'])} {row['confidence']:.0%}",
+                "after": [
+                    (
+                        change,
+                        f"{self._shown(self._class(int(said[number])))} {float(share[number]):.0%}",
+                        bool(said[number] != audit.said[top[number]]),
+                    )
+                    for change, (share, said) in changes.items()
+                ],
+                "places": [(name, f"{int(place[number]):,}") for name, place in places.items()],
+            }
+            for number, row in enumerate(self.rows[:SHOWN])
+        ]
+
+    def _changed(self, images: ImageSet) -> dict[str, tuple[Tensor, Tensor]]:
+        """How sure the teacher is of what, once images are changed as the screens do it."""
+        pool = replace(self.audit.view, transfer=images, clean=None, listener=silent).pool
+        screen, found = TeacherConsistency(), {}
+        for change in screen.changes:
+            logits = pool.asked(pool.view.teacher, lambda x, c=change: screen.changed(x, c, pool))
+            found[change] = logits.softmax(1).max(1)
+        return found
+
+    def _class(self, number: int) -> str:
+        return self.audit.view.transfer.classes[number]
+
+    @staticmethod
+    def _shown(name: str) -> str:
+        """A name for people: what could be obeyed escaped, and not too long."""
+        text = printable(name)
+        return text if len(text) <= 80 else f"{text[:38]}…{text[-38:]}"
+
+    # The kept subset -----------------------------------------------------------------------------
+
+    def write_clean(self, source: Path, folder: Path) -> None:
+        """Writes what is kept of the set, and `left-out.jsonl`; all of it or nothing."""
+        audit = self.audit
+        part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        try:
+            part.mkdir(parents=True)
+            kept = (~audit.left_out).nonzero()[:, 0]
+            if source.is_dir():
+                for index in kept.tolist():
+                    target = part / self.found.names[index]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source / self.found.names[index], target)
+            else:
+                images, labels, classes = read(source)
+                tensors = {"images": images[kept]}
+                if labels is not None:
+                    tensors["labels"] = labels[kept]
+                write_tensors(part / source.name, tensors, {"classes": classes})
+            out = [{"name": row["name"], "p": row["p"]} for row in self.rows if row["left_out"]]
+            out += [{"name": name, "reason": reason} for name, reason in self.found.skipped.items()]
+            lines = "".join(json.dumps(row) + "\n" for row in out)
+            write_bytes(part / "left-out.jsonl", lines.encode())
+            part.replace(folder)
+            sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def check_free(source: Path, folder: Path) -> None:
+    """Refuses a folder for the kept subset that is not empty, or lies in the set."""
+    if folder.resolve().is_relative_to(source.resolve()):
+        raise ForeshotError(f"{folder}: expected a folder outside {source}, found one in it")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ForeshotError(f"{folder}: expected no folder or an empty one, found other files")
+
+
+def _data_uri(image: Tensor) -> str:
+    """A PNG, no larger than `SIDE`, in the address itself."""
+    levels = image.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(levels[..., 0] if levels.shape[2] != 3 else levels)
+    picture.thumbnail((SIDE, SIDE))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
