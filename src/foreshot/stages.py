@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from foreshot.compression.base import trainable
 from foreshot.compute import Compute
 from foreshot.config import Config, Network
 from foreshot.data import ImageSet, Splits
-from foreshot.data.tensor import TensorFile, save_images
 from foreshot.defences import Verdict, judge
 from foreshot.distillation import Distiller
+from foreshot.division import Parts, divide
 from foreshot.errors import ForeshotError
 from foreshot.files import file_digest, read_json, write_json
 from foreshot.inference import logits, pixels, place
@@ -115,15 +115,6 @@ class Screened:
         return self.artefact.seconds + (self.student.artefact.seconds if self.student else 0)
 
 
-class Parts(NamedTuple):
-    """Who has which images of the training split."""
-
-    taught: ImageSet
-    transfer: ImageSet
-    clean: ImageSet | None
-    surrogate: ImageSet | None
-
-
 class Stages:
     """What one config's stages are computed with: a store, a device, a listener.
 
@@ -148,75 +139,25 @@ class Stages:
         self._known_answers: dict[str, Tensor] = {}
 
     @cached_property
+    def parts(self) -> Parts:
+        """Who has which images."""
+        return divide(self.config, self.store, self.cache)
+
+    @property
     def data(self) -> Splits:
-        """The transfer set and what is evaluated on; checked against the target class."""
-        return self._loaded._replace(train=self._divided.transfer)
-
-    @cached_property
-    def _divided(self) -> Parts:
-        """The training split, divided between attacker and defender if they have images apart."""
-        config, taught, surrogate, clean = self.config, self._loaded.train, None, None
-        if config.surrogate is not None and config.surrogate.data == "disjoint":
-            taught, surrogate = taught.cut(0.5, config.seed, "surrogate.data")
-        transfer, count = taught, self._defended()
-        if count:
-            if count >= len(taught):
-                raise ForeshotError(
-                    f"defender.clean: expected fewer than the {len(taught)} training images, "
-                    f"found {count}"
-                )
-            transfer, clean = taught.cut(count / len(taught), config.seed, "defender.clean")
-        return Parts(taught, transfer, clean, surrogate)
-
-    def _defended(self) -> int:
-        """How many images the defender keeps; refuses a defence that lacks what it needs."""
-        defence, defender = self.config.defence, self.config.defender
-        if defence is None:
-            return 0
-        if "clean" in defence.needs and not defender.clean:
-            raise ForeshotError(f"defence {defence.name}: expected defender.clean > 0, found 0")
-        if "labels" in defence.needs and not defender.labels:
-            raise ForeshotError(
-                f"defence {defence.name}: expected defender.labels true, found false"
-            )
-        return defender.clean
-
-    @cached_property
-    def _loaded(self) -> Splits:
-        """What the dataset has, less the test images if others are evaluated on."""
-        dataset = self.config.data
-        if not dataset.generated:
-            splits = dataset.load(self.cache)
-        else:
-
-            def generate(folder: Path) -> None:
-                for name, images in zip(("train", "test"), dataset.load(self.cache), strict=True):
-                    save_images(folder / f"{name}.safetensors", images)
-
-            inputs = {"data": dataset.model_dump(mode="json"), "source": source_digest("data")}
-            folder = self.store.stage("data", inputs, generate).folder
-            splits = TensorFile(
-                path=folder / "train.safetensors", test_path=folder / "test.safetensors"
-            ).load(self.cache)
-        if self.config.target >= len(splits.train.classes):
-            raise ForeshotError(
-                f"target: expected 0 to {len(splits.train.classes) - 1} "
-                f"({len(splits.train.classes)} classes), found {self.config.target}"
-            )
-        if self.config.validation:
-            splits = splits.validation(self.config.validation, self.config.seed)
-        return splits
+        """The transfer set and what is evaluated on."""
+        return Splits(self.parts.transfer, self.parts.test)
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """Digests of the data."""
         found = {"train": self.data.train.digest, "test": self.data.test.digest}
-        apart = {"surrogate": self._divided.surrogate, "clean": self._divided.clean}
+        apart = {"surrogate": self.parts.surrogate, "clean": self.parts.clean}
         return found | {name: part.digest for name, part in apart.items() if part is not None}
 
     def teacher(self) -> Trained:
         """The teacher, trained on the labels of the training set."""
-        return self._taught(self.config.teacher, "teacher", self._divided.taught)
+        return self._taught(self.config.teacher, "teacher", self.parts.taught)
 
     def _taught(self, network: Network, stage: str, data: ImageSet) -> Trained:
         labels = _labels(data)
@@ -365,8 +306,8 @@ class Stages:
         if "student" in defence.uses:
             student = self.student(teacher, poison, f"student for the {label}")
         if "second" in defence.uses:
-            second = self._taught(self.config.teacher, "second teacher", self._divided.taught)
-        clean = self._divided.clean
+            second = self._taught(self.config.teacher, "second teacher", self.parts.taught)
+        clean = self.parts.clean
 
         def seen(part: ImageSet) -> ImageSet:
             return part if defender.labels else replace(part, labels=None)
@@ -585,7 +526,7 @@ class Stages:
         """What the attacker crafts on: the teacher, or the surrogate that the config allows."""
         if self.config.surrogate is None:
             return teacher
-        own = self._divided.surrogate
+        own = self.parts.surrogate
         return self._taught(
             self.config.surrogate, "surrogate", self.data.train if own is None else own
         )

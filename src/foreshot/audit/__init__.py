@@ -13,7 +13,7 @@ from foreshot.audit.verdict import guessed, set_test
 from foreshot.compute import CPU, Compute
 from foreshot.data.base import ImageSet
 from foreshot.defences import Scores, Screen
-from foreshot.defences.combined import DEFAULT, evidence
+from foreshot.defences.combined import DEFAULT, combined
 from foreshot.defences.conformal import benjamini_hochberg, enriched, p_values
 from foreshot.files import read_tensors, write_tensors
 from foreshot.models.checkpoint import state_digest
@@ -177,10 +177,9 @@ def _judged(
     pools = [torch.cat([scores.transfer, scores.clean]) for scores in screens]
     clean = len(pools[0]) - count
     if clean:
-        total = torch.stack([evidence(pool, clean) for pool in pools]).sum(0)
-        combined = Scores(total[:count], total[count:])
+        scores = Scores(*combined(pools, clean).split([count, clean]))
         found = set_test(screens, alarm, seed)
-        return combined.transfer, p_values(combined), found.p, found.smallest
+        return scores.transfer, p_values(scores), found.p, found.smallest
     least = torch.stack([guessed(pool) for pool in pools]).amin(0)
     p = (len(pools) * least).clamp(max=1)
     simes = p.sort().values * count / torch.arange(1, count + 1)

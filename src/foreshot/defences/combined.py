@@ -1,5 +1,6 @@
 """Several screens as one."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -58,7 +59,12 @@ class Combined(Screen):
                 f"found no {', '.join(sorted(pool.lacks))}"
             )
         clean = 0 if pool.calibration is None else len(pool.calibration)
-        return torch.stack([evidence(screen.suspicion(pool), clean) for screen in usable]).sum(0)
+        return combined([screen.suspicion(pool) for screen in usable], clean)
+
+
+def combined(scores: Sequence[Tensor], clean: int) -> Tensor:
+    """Scores of several screens, each float64 (N,), as one; the last `clean` images are clean."""
+    return torch.stack([evidence(of_one, clean) for of_one in scores]).sum(0)
 
 
 def evidence(scores: Tensor, clean: int) -> Tensor:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from PIL import Image
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from foreshot.errors import ForeshotError
 from foreshot.inference import pixels
+from foreshot.models import AnyArchitecture, ResNet
 from foreshot.progress import Event
 from foreshot.seeding import generator
+from foreshot.training import Training
 from foreshot.triggers.blend import Blend
 
 if TYPE_CHECKING:  # views knows triggers
@@ -75,6 +77,24 @@ class Learned(Blend):
             f"trigger {name}: expected a pattern that was learned, found none; a run learns it, "
             "and its folder holds it"
         )
+
+
+class Rehearsed(Learned):
+    """A pattern that is learned with a student that the attacker distils on the clean set.
+
+    Args:
+        student: architecture of that student; the attacker need not know the victim's.
+        training: how it is distilled.
+    """
+
+    student: AnyArchitecture = ResNet(depth=8)
+    training: Training = Training(epochs=4)
+
+    def rehearsed(self, view: "AttackerView") -> nn.Module:
+        """That student, frozen."""
+        from foreshot.attacks.surrogate import surrogate  # attacks knows triggers
+
+        return surrogate(view, self.student, self.training)
 
 
 def save_picture(path: Path, pattern: Tensor) -> None:

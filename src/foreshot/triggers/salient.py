@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from foreshot.models import AnyArchitecture, ResNet
-from foreshot.training import Training
-from foreshot.triggers.learned import Effect, Learned
+from foreshot.triggers.learned import Effect, Rehearsed
 
 if TYPE_CHECKING:
     from foreshot.views import AttackerView
 
 
-class Salient(Learned):
+class Salient(Rehearsed):
     """The pattern that moves a student's answers and not its teacher's (foreshot's own).
 
     Minimises, for logits z centred over the classes, and a student S that the attacker distils on
@@ -23,20 +21,12 @@ class Salient(Learned):
 
     what is easy for a student to see is easy for it to learn, and a teacher that does not react to
     it stays innocent. The ratio has no weight to choose.
-
-    Args:
-        student: architecture of that student; the attacker need not know the victim's.
-        training: how it is distilled.
     """
 
     name: Literal["salient"] = "salient"  # type: ignore[assignment]
-    student: AnyArchitecture = ResNet(depth=8)
-    training: Training = Training(epochs=4)
 
     def effect(self, view: "AttackerView") -> Effect:
-        from foreshot.attacks.surrogate import surrogate  # attacks knows triggers
-
-        student = surrogate(view, self.student, self.training)
+        student = self.rehearsed(view)
 
         def contrast(x: Tensor, stamped: Tensor) -> Tensor:
             moved = [_moved(network, x, stamped).log() for network in (view.teacher, student)]
