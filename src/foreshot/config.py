@@ -19,6 +19,7 @@ from foreshot.defences import AnyDefence
 from foreshot.distillation import KD, Term
 from foreshot.errors import ForeshotError, nearest
 from foreshot.family import Member, Part
+from foreshot.lesson import Views
 from foreshot.models import AnyArchitecture, ResNet
 from foreshot.training import Training
 from foreshot.triggers import AnyTrigger, Dot
@@ -63,7 +64,7 @@ class Distillation(Part):
 
     terms: tuple[Term, ...] = Field(default=(Term(loss=KD()),), min_length=1)
     ce_weight: float = Field(default=0.0, ge=0)
-    views: Literal["cached", "requery"] = "requery"
+    views: Views = "requery"
 
 
 class Defender(Part):
@@ -153,7 +154,8 @@ def load_config(source: str | Path, settings: Sequence[str] = ()) -> Config:
     Args:
         source: the name of a preset, or the path of a YAML file.
         settings: such as "attack.rate=0.01"; values are YAML. Setting the name of a family's
-            member, such as "attack.name=fgsm", drops the parameters that it does not have.
+            member, such as "attack.name=fgsm", drops the parameters that it does not have;
+            "defence.name=null" is the same as "defence=null".
 
     Raises:
         ForeshotError: no such preset or file, no such key, or a value that does not fit.
@@ -164,16 +166,24 @@ def load_config(source: str | Path, settings: Sequence[str] = ()) -> Config:
         raise ForeshotError(
             f"{source}: expected a preset or a YAML file; {nearest(str(source), known)}"
         )
+    return parse(read_text(path), str(source), settings)
+
+
+def read_text(path: Path) -> str:
+    """What a text file holds.
+
+    Raises:
+        ForeshotError: it is no UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ForeshotError(f"{source}: expected UTF-8 text: {error}") from None
-    return parse(text, str(source), settings)
+        raise ForeshotError(f"{path}: expected UTF-8 text: {error}") from None
 
 
 def parse(text: str, where: str, settings: Sequence[str] = ()) -> Config:
     """The config that a YAML text describes; see `load_config`."""
-    tree = _read_yaml(text, where) or {}
+    tree = read_yaml(text, where) or {}
     if not isinstance(tree, dict):
         raise ForeshotError(f"{where}: expected keys and values, found {type(tree).__name__}")
     for setting in settings:
@@ -181,7 +191,7 @@ def parse(text: str, where: str, settings: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ForeshotError(f"{where}: {_sentence(error)}") from None
+        raise ForeshotError(f"{where}: {sentence(error)}") from None
 
 
 def dump(config: Config) -> str:
@@ -218,7 +228,12 @@ class _Loader(yaml.SafeLoader):
         return tree
 
 
-def _read_yaml(text: str, where: str) -> Any:
+def read_yaml(text: str, where: str) -> Any:
+    """What a YAML text holds: plain values alone, and not too many.
+
+    Raises:
+        ForeshotError: it is no YAML; the sentence begins with `where`.
+    """
     # Beside its own errors, PyYAML lets through what its constructors raise at values such as
     # `2001-99-99` and `!!bool x`.
     try:
@@ -232,8 +247,10 @@ def _set(tree: dict[str, Any], setting: str) -> None:
     key, separator, text = setting.partition("=")
     if not separator:
         raise ForeshotError(f"--set {setting}: expected KEY=VALUE, such as attack.rate=0.01")
-    value = _read_yaml(text, f"--set {setting}")
+    value = read_yaml(text, f"--set {setting}")
     *parents, last = key.split(".")
+    if value is None and last == "name" and _family(_annotation(Config, parents)):
+        *parents, last = parents  # no member at all
     node: Any = tree
     for depth, part in enumerate(parents):
         if isinstance(node, list):
@@ -276,30 +293,35 @@ def _default(annotation: Any, node: dict[str, Any], part: str) -> Any:
     return {}
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong with a config, and the nearest thing that would be right."""
+def sentence(error: ValidationError, root: type[BaseModel] = Config) -> str:
+    """The first thing that is wrong with a config, and the nearest thing that would be right.
+
+    Args:
+        error: what pydantic says.
+        root: what was validated.
+    """
     first = error.errors()[0]
     loc = [str(part) for part in first["loc"]]
     kind, context, given = first["type"], first.get("ctx", {}), first["input"]
     if kind == "extra_forbidden":
-        siblings = _model(_annotation(Config, loc[:-1]))
-        place = _dotted(loc)
+        siblings = _model(_annotation(root, loc[:-1]))
+        place = _dotted(loc, root)
         return f"{place}: no such key; {nearest(loc[-1], siblings)}"
     if kind == "union_tag_invalid":
-        family = _family(_annotation(Config, loc))
+        family = _family(_annotation(root, loc))
         name = given["name"]
-        return f"{_dotted(loc)}.name: found {_shown(name)}; {nearest(name, family)}"
+        return f"{_dotted(loc, root)}.name: found {_shown(name)}; {nearest(name, family)}"
     if kind in ("union_tag_not_found", "model_attributes_type"):
-        family = _family(_annotation(Config, loc))
-        return f"{_dotted(loc)}: expected a name, one of {', '.join(family)}"
+        family = _family(_annotation(root, loc))
+        return f"{_dotted(loc, root)}: expected a name, one of {', '.join(family)}"
     if kind == "literal_error":
         options = [
             option.strip("' ") for option in context["expected"].replace(" or ", ",").split(",")
         ]
-        return f"{_dotted(loc)}: found {_shown(given)}; {nearest(given, options)}"
+        return f"{_dotted(loc, root)}: found {_shown(given)}; {nearest(given, options)}"
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"{_dotted(loc) or 'config'}: {message}, found {_shown(given)}"
+    return f"{_dotted(loc, root) or 'config'}: {message}, found {_shown(given)}"
 
 
 def _shown(value: Any) -> str:
@@ -351,10 +373,10 @@ def _annotation(annotation: Any, path: Sequence[str]) -> Any:
     return annotation
 
 
-def _dotted(loc: Sequence[str]) -> str:
+def _dotted(loc: Sequence[str], root: type[BaseModel]) -> str:
     """A location as the user writes it: without the tags that pydantic puts between."""
     parts: list[str] = []
     for depth, part in enumerate(loc):
-        if part not in _family(_annotation(Config, loc[:depth])):
+        if part not in _family(_annotation(root, loc[:depth])):
             parts.append(part if part.isprintable() else repr(part))
     return ".".join(parts)

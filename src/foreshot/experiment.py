@@ -1,17 +1,19 @@
 """The story: a clean teacher, poison, a student, its controls, and what they do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from foreshot.compute import Device, compute
 from foreshot.config import Config
+from foreshot.defences import Monitor
 from foreshot.defences.scoring import quality
+from foreshot.files import read_json
+from foreshot.guard import Guard, Guarded
 from foreshot.models.checkpoint import state_digest
-from foreshot.poison import Poison
 from foreshot.progress import Listener, both, silent, write_events
 from foreshot.record import PATTERN, RunFolder
-from foreshot.stages import Crafted, Screened, Stages, Trained
+from foreshot.stages import Crafted, Stages, Trained
 from foreshot.store import Store, home
 
 Until = Literal["teacher", "poison", "student", "metrics"]
@@ -73,38 +75,35 @@ def run(
     if until == "poison":
         return folder.finish(stages.digests, engine)
 
-    screened = stages.screen(taught, crafted)
-    if screened is not None:
-        for file in screened.paths:
-            folder.add(file.name, file)
-    student = stages.student(taught, crafted, screened=screened)
-    folder.add("student.safetensors", student.path)
+    guard = Guard(stages)
+    defended = {"student": guard.student(taught, crafted)}
+    for file in defended["student"].files:
+        folder.add(file.name, file)
+    folder.add("student.safetensors", defended["student"].student.path)
     if until == "student":
         return folder.finish(stages.digests, engine)
 
-    controls: dict[str, Trained] = {}
-    screenings = {"student": (screened, crafted.poison)}
+    crafts, tutors = {"student": crafted}, {"student": taught}
     for name in config.controls:
-        other = stages.control(name, taught, crafted)
-        tutor = honest if name == "clean" else taught  # no attack, of whichever kind
-        passed = stages.screen(tutor, other, f"screen of {name}")
-        screenings[name] = passed, other.poison
-        controls[name] = stages.student(tutor, other, f"control: {name}", passed)
-        folder.add(f"controls/{name}.safetensors", controls[name].path)
+        crafts[name] = stages.control(name, taught, crafted)
+        tutors[name] = honest if name == "clean" else taught  # no attack, of whichever kind
+        defended[name] = guard.student(tutors[name], crafts[name], f"control: {name}")
+        folder.add(f"controls/{name}.safetensors", defended[name].student.path)
 
-    students = {"student": student, **controls}
-    if screened is not None and screened.student is not None:
-        students[UNDEFENDED] = screened.student
-    measured, last = stages.evaluation(taught, crafted, students)
+    students = {name: done.student for name, done in defended.items()}
+    beside = dict(defended["student"].teachers)
+    if (before_defence := defended["student"].undefended) is not None:
+        beside[UNDEFENDED] = before_defence
+    measured, last = stages.evaluation(taught, crafted, students | beside)
     about = {"sha256_before": before, "sha256_after": state_digest(taught.model)}
-    parts: dict[str, Trained | Crafted] = {"teacher": honest, "poison": crafted, "distill": student}
+    parts = {"teacher": honest, "poison": crafted, "distill": students["student"]}
     if config.compromise is not None:
         about["compromise"] = config.compromise.name
         parts["compromise"] = taught
-    if screened is not None and screened.second is not None:
-        parts["second_teacher"] = screened.second
-    defence = _defence(config, screenings, measured.pop(UNDEFENDED, None))
-    seconds = _seconds(parts, controls, [passed for passed, _ in screenings.values()], last)
+    parts |= defended["student"].teachers
+    rates = {name: measured.pop(name) for name in beside}
+    defence, watching = _defence(guard, tutors, crafts, defended, rates)
+    seconds = _seconds(parts, defended, watching, last)
     metrics = {"schema": 1, "split": config.split} | _metrics(measured, about, seconds) | defence
     return folder.finish(stages.digests, engine, metrics)
 
@@ -146,36 +145,54 @@ def _metrics(
 
 
 def _defence(
-    config: Config,
-    screenings: dict[str, tuple[Screened | None, Poison]],
-    undefended: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """What the defence did to the student's set and to the controls'; empty without a defence."""
+    guard: Guard,
+    tutors: Mapping[str, Trained],
+    crafts: Mapping[str, Crafted],
+    defended: Mapping[str, Guarded],
+    beside: dict[str, dict[str, Any]],
+) -> tuple[dict[str, Any], float]:
+    """What the defence did for the student and the controls; empty without a defence.
+
+    Args:
+        guard: the defender.
+        tutors: whom each student was to learn from.
+        crafts: what lay in the set of each.
+        defended: each student, the poisoned one first.
+        beside: rates of the other models that the defence needed for that one.
+
+    Returns:
+        The block of `metrics.json`, and the seconds that a monitor took.
+    """
+    config, seconds = guard.config, 0.0
     if config.defence is None:
-        return {}
-    worth = {
-        name: quality(passed.verdict, poison, config.target)
-        for name, (passed, poison) in screenings.items()
-        if passed is not None
-    }
-    about = {"name": config.defence.name, **worth.pop("student"), "controls": worth}
-    return {"defence": about if undefended is None else {**about, UNDEFENDED: undefended}}
+        return {}, seconds
+    worth: dict[str, dict[str, Any]] = {}
+    for name, done in defended.items():
+        worth[name] = {}
+        if done.screened is not None:
+            worth[name] = quality(done.screened.verdict, crafts[name].poison, config.target)
+        elif isinstance(config.defence, Monitor):
+            label = name if name == "student" else f"control: {name}"
+            kept = guard.watch(tutors[name], crafts[name], done.student, label)
+            worth[name] = read_json(kept.folder / "watch.json")
+            seconds += kept.seconds
+    about = {"name": config.defence.name, "kind": config.defence.kind, **worth.pop("student")}
+    about["controls"] = {name: of_one for name, of_one in worth.items() if of_one}
+    return {"defence": about | beside}, seconds
 
 
 def _seconds(
     stages: Mapping[str, Trained | Crafted],
-    controls: dict[str, Trained],
-    screenings: Sequence[Screened | None],
+    defended: Mapping[str, Guarded],
+    watching: float,
     last: float,
 ) -> dict[str, float]:
     """What each stage took when it was computed, in seconds; `distill` is the student alone."""
-    screens = [passed.seconds for passed in screenings if passed is not None]
     parts = {name: stage.artefact.seconds for name, stage in stages.items()}
-    if screens:
-        parts["defence"] = screens[0]
-    parts |= {
-        "controls": sum(screens[1:], sum(t.artefact.seconds for t in controls.values())),
-        "evaluate": last,
-    }
+    guarded, *others = defended.values()
+    if guarded.seconds + watching:
+        parts["defence"] = guarded.seconds + watching
+    parts["controls"] = sum(done.seconds + done.student.artefact.seconds for done in others)
+    parts["evaluate"] = last
     parts = {name: round(seconds, 3) for name, seconds in parts.items()}
     return parts | {"total": round(sum(parts.values()), 3)}

@@ -26,6 +26,11 @@ class Member(Part):
         """The first line of the docstring, which `foreshot list` prints."""
         return cleandoc(cls.__doc__ or "").split("\n", 1)[0]
 
+    @property
+    def title(self) -> str:
+        """The name by which a config picks it."""
+        return type(self).model_fields["name"].default
+
 
 M = TypeVar("M", bound="Member")
 

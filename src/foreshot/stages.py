@@ -4,7 +4,7 @@ No stage knows the one after it. A stage's key is made of the digests of what it
 the config that it obeys, and the source that it runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,27 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from foreshot.attacks import ATTACKS, Attack, Clean
+from foreshot.augment import STRONG
 from foreshot.compression.base import trainable
 from foreshot.compute import Compute
 from foreshot.config import Config, Network
 from foreshot.data import ImageSet, Splits
-from foreshot.defences import Verdict, judge
 from foreshot.distillation import Distiller
 from foreshot.division import Parts, divide
 from foreshot.errors import ForeshotError
 from foreshot.files import file_digest, read_json, write_json
 from foreshot.inference import logits, pixels, place
+from foreshot.lesson import Change, Lesson
 from foreshot.metrics import evaluate, stealth
 from foreshot.models import build
 from foreshot.models.base import Normalized
 from foreshot.models.checkpoint import LoadedModel, load_model, save_model
 from foreshot.poison import Poison
-from foreshot.progress import Event, Listener
-from foreshot.store import Artefact, Store, content_hash, source_digest
-from foreshot.training import Samples, Supervised, fit
+from foreshot.progress import Listener
+from foreshot.store import Artefact, Store, source_digest
+from foreshot.training import Samples, Supervised, Training, fit
 from foreshot.triggers import Blend, Learned, Trigger
 from foreshot.triggers.learned import save_picture
-from foreshot.views import AttackerView, DefenderView
+from foreshot.views import AttackerView
 
 PICTURE = "trigger.png"
 """What a stage calls the pattern that it has learned."""
@@ -89,32 +90,6 @@ class Crafted:
         return self.artefact.folder / "poison.safetensors"
 
 
-@dataclass(frozen=True, eq=False)
-class Screened:
-    """What a defence concludes of a transfer set.
-
-    Args:
-        artefact: `screen.safetensors` and `screen.json`.
-        verdict: the scores, and what is removed.
-        student: distilled on the whole set for the defence to look at; None if it does not.
-        second: the second teacher, trained for it; None if it asks none.
-    """
-
-    artefact: Artefact
-    verdict: Verdict
-    student: Trained | None
-    second: Trained | None
-
-    @property
-    def paths(self) -> list[Path]:
-        return [self.artefact.folder / name for name in self.artefact.digests]
-
-    @property
-    def seconds(self) -> float:
-        """What the defence took when it was computed, with the student that it looks at."""
-        return self.artefact.seconds + (self.student.artefact.seconds if self.student else 0)
-
-
 class Stages:
     """What one config's stages are computed with: a store, a device, a listener.
 
@@ -157,26 +132,43 @@ class Stages:
 
     def teacher(self) -> Trained:
         """The teacher, trained on the labels of the training set."""
-        return self._taught(self.config.teacher, "teacher", self.parts.taught)
+        return self.taught(self.config.teacher, "teacher", self.parts.taught)
 
-    def _taught(self, network: Network, stage: str, data: ImageSet) -> Trained:
+    def taught(
+        self,
+        network: Network,
+        stage: str,
+        data: ImageSet,
+        how: Callable[[nn.Module], nn.Module] = Supervised,
+        **key: Any,
+    ) -> Trained:
+        """A network, trained on the labels of its data.
+
+        Args:
+            network: architecture and schedule.
+            stage: what the listener calls it; its randomness follows from it.
+            data: what it is trained on.
+            how: makes the network a module that `fit` can train on images and labels `y`.
+            key: what `how` depends on, as JSON values.
+        """
         labels = _labels(data)
 
         def train(folder: Path) -> None:
             model = build(network.model, data.images, len(data.classes), self.config.seed, stage)
             samples = Samples(data.images, {"y": labels})
             for number, part in enumerate(network.model.parts(model)):
-                key = f"{stage} {number + 1}" if number else stage
-                self._fit(Supervised(part), samples, network, key, folder)
+                part_of = f"{stage} {number + 1}" if number else stage
+                self._fit(how(part), samples, network.training, part_of, folder)
             save_model(folder / "model.safetensors", model, network.model, data.shape, data.classes)
 
-        inputs = self._inputs(
+        inputs = self.inputs(
             TRAINING,
             data=data.digest,
             network=network.model_dump(mode="json", include=set(Network.model_fields)),
             role=stage,
+            **key,
         )
-        return self._trained(self.store.stage("teacher", inputs, train, stage))
+        return self.trained(self.store.stage("teacher", inputs, train, stage))
 
     def compromise(self, teacher: Trained) -> Trained:
         """The teacher with the backdoor in it that the config asks for; its trigger, if learned."""
@@ -194,17 +186,17 @@ class Stages:
             if pattern is not None:
                 save_picture(folder / PICTURE, pattern)
 
-        inputs = self._inputs(
+        inputs = self.inputs(
             (*CRAFTING, "compression", "compromises"),
             data=self.digests["train"],
             teacher=teacher.artefact.digest,
             compromise=wanted.model_dump(mode="json"),
-            **self._stamped(),
+            **self.stamped(),
         )
         artefact = self.store.stage("compromise", inputs, implant)
         if (artefact.folder / PICTURE).exists():
             self._take_pattern(artefact)
-        return self._trained(artefact)
+        return self.trained(artefact)
 
     def learn_trigger(self, teacher: Trained) -> Path | None:
         """Learns the trigger, if it is one that is learned; all later stages put it on images.
@@ -223,7 +215,7 @@ class Stages:
                 view = self._view(guide, self.listener, self._answers(guide))
                 save_picture(folder / PICTURE, wanted.learn(view))
 
-            inputs = self._inputs(
+            inputs = self.inputs(
                 CRAFTING,
                 data=self.digests["train"],
                 teacher=guide.artefact.digest,
@@ -270,11 +262,11 @@ class Stages:
             }
             attack.craft(view).save(folder / "poison.safetensors", about)
 
-        inputs = self._inputs(
+        inputs = self.inputs(
             CRAFTING,
             data=self.digests["train"],
             teacher=guide.artefact.digest,
-            **self._stamped(),
+            **self.stamped(),
             attack=attack.model_dump(mode="json"),
             like=None if like is None else like.artefact.digest,
         )
@@ -288,83 +280,12 @@ class Stages:
         like = None if isinstance(attack, Clean) else poison
         return self.poison(teacher, attack, like, f"poison of {name}")
 
-    def screen(self, teacher: Trained, poison: Crafted, label: str = "screen") -> Screened | None:
-        """What the defence concludes of the transfer set with the poison in it.
-
-        Args:
-            teacher: whom the student is to learn from.
-            poison: what lies in the set; the defence sees the set alone.
-            label: what the listener calls it.
-
-        Returns:
-            None if the config has no defence.
-        """
-        defence, defender = self.config.defence, self.config.defender
-        if defence is None:
-            return None
-        student = second = None
-        if "student" in defence.uses:
-            student = self.student(teacher, poison, f"student for the {label}")
-        if "second" in defence.uses:
-            second = self._taught(self.config.teacher, "second teacher", self.parts.taught)
-        clean = self.parts.clean
-
-        def seen(part: ImageSet) -> ImageSet:
-            return part if defender.labels else replace(part, labels=None)
-
-        def work(folder: Path) -> None:
-            self.listener(Event(label, "start"))
-            view = DefenderView(
-                transfer=seen(poison.poison.apply(self.data.train)),
-                teacher=teacher.model,
-                student=student and student.model,
-                clean=clean and seen(clean),
-                seed=self.config.seed,
-                compute=self.compute,
-                listener=lambda event: self.listener(replace(event, stage=label)),
-                second=second and second.model,
-            )
-            verdict = judge(defence, view, defender.level, defender.remove)
-            if not len(verdict.kept):
-                raise ForeshotError(
-                    f"defence {defence.name}: expected images to distil on, "
-                    f"found all {len(verdict.p)} removed"
-                )
-            # The student has seen the transfer set, and not the clean images: nothing is promised.
-            verdict = replace(verdict, calibrated=verdict.calibrated and student is None)
-            verdict.save(folder / "screen.safetensors")
-            about = {
-                "defence": defence.name,
-                "images": len(verdict.p),
-                "removed": len(verdict.flagged),
-                "suspected_target": verdict.target,
-                "calibrated": verdict.calibrated,
-                "ranked": verdict.ranked.tolist(),
-            }
-            write_json(folder / "screen.json", about)
-            self.listener(Event(label, "end"))
-
-        inputs = self._inputs(
-            ("defences", "transforms.py", "views.py", "inference.py", "models", "seeding.py"),
-            data=self.digests["train"],
-            clean=self.digests.get("clean"),
-            teacher=teacher.artefact.digest,
-            student=student and student.artefact.digest,
-            second=second and second.artefact.digest,
-            poison=poison.poison.digest,
-            defence=defence.model_dump(mode="json"),
-            defender=defender.model_dump(mode="json"),
-        )
-        artefact = self.store.stage("screen", inputs, work, label)
-        verdict = Verdict.load(artefact.folder / "screen.safetensors")
-        return Screened(artefact, verdict, student, second)
-
     def student(
         self,
         teacher: Trained,
         poison: Crafted,
         label: str = "student",
-        screened: Screened | None = None,
+        change: Change | None = None,
     ) -> Trained:
         """A student, distilled on the transfer set with the poison in it.
 
@@ -372,17 +293,16 @@ class Stages:
             teacher: whom it learns from.
             poison: what lies in the set.
             label: what the listener calls it.
-            screened: what a defence concludes of the set: the student sees only what it keeps.
+            change: what a defence makes of its lesson.
         """
         network, distillation = self.config.student, self.config.distillation
         compression = self.config.compression
-        transfer = poison.poison.apply(self.data.train)
-        kept: Tensor | slice = slice(None)
-        if screened is not None:
-            kept = screened.verdict.kept
-            transfer = transfer.select(kept)
 
         def train(folder: Path) -> None:
+            lesson = self._lesson(teacher, poison)
+            if change is not None:
+                lesson = change(lesson)
+            transfer = lesson.data
             classes = len(transfer.classes)
             # All students start from the same weights and see the same order of images.
             if compression is None:
@@ -393,19 +313,18 @@ class Stages:
                 architecture = compression.architecture(teacher.loaded.architecture)
                 model = compression.start(teacher.model)
             targets, asked = {}, None
-            augmentation = network.training.augment
-            if distillation.views == "cached" or augmentation == "none":
-                clean = self._answers(teacher)
-                answers = poison.poison.answers(clean, teacher.model, self.compute)
-                targets["teacher_logits"] = answers[kept]
-            elif augmentation != "strong" and not any(term.at for term in distillation.terms):
-                asked = teacher.model
-            dictated = poison.poison.dictated(len(self.data.train))
-            if dictated is not None:
-                targets["dictated"] = dictated[kept]
+            if lesson.views == "cached" or lesson.augment == "none":
+                answers = lesson.answers
+                if answers is None:
+                    answers = logits(lesson.teacher, transfer.images, self.compute)
+                targets["teacher_logits"] = answers
+            elif lesson.augment not in STRONG and not any(term.at for term in distillation.terms):
+                asked = lesson.teacher
+            if lesson.dictated is not None:
+                targets["dictated"] = lesson.dictated
             distiller = Distiller(
                 place(model, self.compute),
-                teacher.model,
+                lesson.teacher,
                 distillation.terms,
                 distillation.ce_weight,
                 example=pixels(transfer.images[:EXAMPLE].to(self.compute.device)),
@@ -421,8 +340,9 @@ class Stages:
                 targets["y"] = transfer.labels
             if "index" in distiller.needs:
                 targets["index"] = torch.arange(len(transfer))
-            samples = Samples(transfer.images, targets, asked)
-            self._fit(distiller, samples, network, "student", folder, label)
+            samples = Samples(transfer.images, targets, asked, lesson.weights)
+            training = network.training.model_copy(update={"augment": lesson.augment})
+            self._fit(distiller, samples, training, "student", folder, label)
             if compression is not None:
                 compression.finish(model)
             save_model(
@@ -433,18 +353,33 @@ class Stages:
                 transfer.classes,
             )
 
-        inputs = self._inputs(
-            (*TRAINING, "distillation", "compression", "poison.py"),
+        inputs = self.inputs(
+            (*TRAINING, "distillation", "compression", "poison.py", "lesson.py"),
             data=self.digests["train"],
             teacher=teacher.artefact.digest,
             poison=poison.poison.digest,
             network=network.model_dump(mode="json"),
             compression=compression and compression.model_dump(mode="json"),
             distillation=distillation.model_dump(mode="json"),
+            **({} if change is None else change.key),
         )
-        if screened is not None:
-            inputs["kept"] = content_hash(screened.verdict.kept.tolist())
-        return self._trained(self.store.stage("student", inputs, train, label))
+        return self.trained(self.store.stage("student", inputs, train, label))
+
+    def _lesson(self, teacher: Trained, poison: Crafted) -> Lesson:
+        """The whole transfer set with the poison in it, as the config has it taught."""
+        augment, views = self.config.student.training.augment, self.config.distillation.views
+        answers = None
+        if views == "cached" or augment == "none":
+            clean = self._answers(teacher)
+            answers = poison.poison.answers(clean, teacher.model, self.compute)
+        return Lesson(
+            data=poison.poison.apply(self.data.train),
+            teacher=teacher.model,
+            augment=augment,
+            views=views,
+            dictated=poison.poison.dictated(len(self.data.train)),
+            answers=answers,
+        )
 
     def evaluation(
         self, teacher: Trained, poison: Crafted, students: Mapping[str, Trained]
@@ -469,13 +404,13 @@ class Stages:
             )
             write_json(folder / "evaluation.json", result)
 
-        inputs = self._inputs(
+        inputs = self.inputs(
             ("metrics.py", "inference.py", "levels.py", "triggers", "models"),
             data=self.digests,
             teacher=teacher.artefact.digest,
             students={name: trained.artefact.digest for name, trained in students.items()},
             poison=poison.artefact.digest,
-            **self._stamped(),
+            **self.stamped(),
             stamps=config.attack.stamps,
         )
         artefact = self.store.stage("evaluate", inputs, measure)
@@ -500,7 +435,7 @@ class Stages:
         def keep(folder: Path) -> None:
             (folder / "model.safetensors").write_bytes(path.read_bytes())
 
-        return self._trained(self.store.stage("adopted", {"file": file_digest(path)}, keep))
+        return self.trained(self.store.stage("adopted", {"file": file_digest(path)}, keep))
 
     def adopt_trigger(self, picture: Path | None) -> None:
         """A pattern that was learned before, if the trigger is one that is learned."""
@@ -527,7 +462,7 @@ class Stages:
         if self.config.surrogate is None:
             return teacher
         own = self.parts.surrogate
-        return self._taught(
+        return self.taught(
             self.config.surrogate, "surrogate", self.data.train if own is None else own
         )
 
@@ -555,7 +490,7 @@ class Stages:
             listener=listener,
         )
 
-    def _stamped(self) -> dict[str, Any]:
+    def stamped(self) -> dict[str, Any]:
         """What triggered images depend on."""
         return {
             "trigger": self.config.trigger.model_dump(mode="json"),
@@ -567,7 +502,7 @@ class Stages:
         self,
         module: nn.Module,
         samples: Samples,
-        network: Network,
+        training: Training,
         stage: str,
         folder: Path,
         label: str | None = None,
@@ -575,7 +510,7 @@ class Stages:
         fit(
             module,
             samples,
-            network.training,
+            training,
             self.compute,
             seed=self.config.seed,
             stage=stage,
@@ -593,12 +528,12 @@ class Stages:
             known[teacher.artefact.digest] = said
         return known[teacher.artefact.digest]
 
-    def _trained(self, artefact: Artefact) -> Trained:
+    def trained(self, artefact: Artefact) -> Trained:
         loaded = load_model(artefact.folder / "model.safetensors")
         place(loaded.model, self.compute)
         return Trained(artefact, loaded)
 
-    def _inputs(self, sources: tuple[str, ...], **inputs: Any) -> dict[str, Any]:
+    def inputs(self, sources: tuple[str, ...], **inputs: Any) -> dict[str, Any]:
         """A stage's inputs, with what all stages depend on."""
         common = {"seed": self.config.seed, "source": source_digest(*sources)}
         return {**inputs, **common, **self.compute.describe()}

@@ -35,7 +35,7 @@ class Training(Part):
             the cosine.
         momentum: Nesterov momentum.
         weight_decay: L2 penalty.
-        augment: the views that the network sees: none, crop, crop_flip or strong.
+        augment: the views that the network sees: none, crop, crop_flip, strong or strong_no_flip.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 10
@@ -65,11 +65,14 @@ class Samples:
         targets: what the module takes beside the images, by argument name; each (N, ...).
         teacher: a frozen network whose logits of the very views the module takes as
             `teacher_logits`; a view that comes up again is not asked about again.
+        weights: the share of the epochs in which each image is seen, float (N,) in [0, 1], drawn
+            anew for each epoch; None is all of them.
     """
 
     images: Tensor
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     teacher: nn.Module | None = None
+    weights: Tensor | None = None
 
 
 AHEAD = 8
@@ -142,6 +145,9 @@ def fit(
         losses, steps, failed = torch.zeros((3,), device=device).unbind()
         # On the CPU, as are the views: what is looked up by them never waits for the device.
         order = torch.randperm(count, generator=generator(seed, stage, "order", epoch))
+        if samples.weights is not None:
+            lot = torch.rand(count, generator=generator(seed, stage, "weights", epoch))
+            order = order[lot[order] < samples.weights[order]]
         random = generator(seed, stage, "augment", epoch)
         views = draw_views(count, shape, training.augment, random)
         done = 0
@@ -152,7 +158,7 @@ def fit(
             if len(batch) < 2:  # BatchNorm has no variance of one image
                 continue
             for group in optimizer.param_groups:
-                group["lr"] = training.lr_at((epoch * count + done) / total)
+                group["lr"] = training.lr_at((epoch * count + done * count / len(order)) / total)
             index = batch.to(device, non_blocking=True)
             seen = images[batch.to(images.device, non_blocking=True)].to(device, non_blocking=True)
             x = pixels(augment(seen, training.augment, random, views[batch]))

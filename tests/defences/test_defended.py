@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from conftest import stripes
-from foreshot import stages
+from foreshot import guard, stages
 from foreshot.config import Config, parse
 from foreshot.data.tensor import save_images
 from foreshot.defences import Verdict, judge
@@ -137,7 +137,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[DefenderView]:
         views.append(view)
         return judge(screen, view, *rest)
 
-    monkeypatch.setattr(stages, "judge", kept)
+    monkeypatch.setattr(guard, "judge", kept)
     return views
 
 

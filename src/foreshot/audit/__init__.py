@@ -151,7 +151,7 @@ def audit(
 
     answers = computed(TEACHER, None)
     chosen = screens or [screen for screen in DEFAULT if not screen.needs & view.pool.lacks]
-    names = {str(screen.model_dump()["name"]): screen for screen in chosen}
+    names = {screen.title: screen for screen in chosen}
     scores = {name: Scores(**computed(name, screen)) for name, screen in names.items()}
     suspicion, p, set_p, smallest = _judged(list(scores.values()), alarm, seed)
     return Audit(

@@ -1,4 +1,4 @@
-"""Defences: screens score the transfer set before anything is distilled from it."""
+"""Defences: screens of the set, changes of the distillation, repairs of the student, monitors."""
 
 from typing import Annotated
 
@@ -7,6 +7,9 @@ from pydantic import Field
 from foreshot.defences.base import Defence, Scores, Screen
 from foreshot.defences.combined import Combined
 from foreshot.defences.conformal import Verdict, judge
+from foreshot.defences.distilling.base import Distilling
+from foreshot.defences.monitors.base import Monitor
+from foreshot.defences.repairs.base import Repair
 from foreshot.defences.screens import Single
 from foreshot.family import members
 
@@ -22,6 +25,9 @@ __all__ = [
     "AnyScreen",
     "Combined",
     "Defence",
+    "Distilling",
+    "Monitor",
+    "Repair",
     "Scores",
     "Screen",
     "Verdict",

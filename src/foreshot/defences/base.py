@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,12 +37,15 @@ class Scores:
 class Defence(Member):
     """What a defender does against poison; its kind says when."""
 
+    kind: ClassVar[Literal["screen", "distilling", "repair", "monitor"]]
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What it needs beside the transfer set and the teacher."""
+
 
 class Screen(Defence):
     """A screen scores a pool of images; which of them the defender trusts it does not know."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    """What it needs beside the transfer set and the teacher."""
+    kind = "screen"
 
     @property
     def uses(self) -> frozenset[Need]:
@@ -65,8 +68,7 @@ class Screen(Defence):
         missing = sorted(self.needs & view.pool.lacks)
         if missing:
             wanted = " and ".join(WANTED[need] for need in missing)
-            title = type(self).model_fields["name"].default
-            raise ForeshotError(f"screen {title}: expected {wanted}, found none")
+            raise ForeshotError(f"screen {self.title}: expected {wanted}, found none")
         scores = self.suspicion(view.pool)
         return Scores(*scores.split([len(view.transfer), len(scores) - len(view.transfer)]))
 

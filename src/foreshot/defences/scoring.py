@@ -1,34 +1,43 @@
-"""How well a screen finds the poison: for the experimenter, who knows where it is."""
+"""What a defence is worth: for the experimenter, who knows the poison and the trigger."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foreshot.data.base import ImageSet
 from foreshot.defences.conformal import Verdict
+from foreshot.defences.monitors.base import Monitor
+from foreshot.defences.pool import there
+from foreshot.inference import logits
 from foreshot.metrics import rate
 from foreshot.poison import Poison
+from foreshot.triggers.base import Trigger, stamp_uint8
+from foreshot.views import DefenderView
 
 
-def found(scores: Tensor, poison: Poison, fpr: float = 0.01) -> dict[str, float]:
-    """Figures of a screen's scores of a poisoned transfer set.
+def found(scores: Tensor, poison: Poison) -> dict[str, float]:
+    """How well a screen's scores (N,) of a transfer set tell the poison in it from the rest."""
+    bad = torch.zeros(len(scores), dtype=torch.bool).index_fill(0, poison.indices, True)
+    return separation(scores[bad], scores[~bad])
 
-    Args:
-        scores: float (N,), higher = more suspicious.
-        poison: what lies in the set.
-        fpr: share of the clean images that may be flagged with the poison.
+
+def separation(bad: Tensor, good: Tensor, fpr: float = 0.01) -> dict[str, float]:
+    """Figures of scores that should be high for what is bad, (n,), and low for what is good, (m,).
 
     Returns:
-        `auroc`, the probability that a poisoned image scores higher than a clean one (ties count
-        half); `tpr`, the share of the poison above the lowest threshold that flags at most `fpr`
-        of the clean images.
+        `auroc`, the probability that a bad one is higher than a good one (ties count half);
+        `tpr`, the share of the bad above the lowest threshold that at most a share `fpr` of the
+        good ones exceed.
     """
     from sklearn.metrics import roc_auc_score, roc_curve  # takes a second to import
 
-    truth = torch.zeros(len(scores)).index_fill_(0, poison.indices, 1).numpy()
-    false, true, _ = roc_curve(truth, scores.numpy())
+    scores = torch.cat([bad, good])
+    truth = torch.arange(len(scores)) < len(bad)
+    # All thresholds: one that lies on a line between others may be the lowest that is allowed.
+    false, true, _ = roc_curve(truth.numpy(), scores.numpy(), drop_intermediate=False)
     return {
-        "auroc": float(roc_auc_score(truth, scores.numpy())),
+        "auroc": float(roc_auc_score(truth.numpy(), scores.numpy())),
         "tpr": float(true[false <= fpr].max()),
     }
 
@@ -61,4 +70,37 @@ def quality(verdict: Verdict, poison: Poison, target: int) -> dict[str, Any]:
         "suspected_target": suspect,
         "target_found": None if suspect is None else suspect == target,
         "calibrated": verdict.calibrated,
+    }
+
+
+def watched(
+    monitor: Monitor, view: DefenderView, test: ImageSet, trigger: Trigger, target: int
+) -> dict[str, Any]:
+    """What a monitor is worth to a student in use.
+
+    Args:
+        monitor: whose threshold the defender's clean images set.
+        view: what the defender knows, with the student.
+        test: labelled images that stand for the clean inputs.
+        trigger: what the attacker puts on inputs of other classes than the target.
+        target: the class that it shall mean.
+
+    Returns:
+        `auroc` and `tpr` of `separation`, stamped inputs against clean ones; the rates `flagged` of
+        the stamped, `false_alarms` of the clean inputs, `asr_unnoticed` (stamped, called the
+        target, not flagged) and `accuracy_unnoticed` (clean, called by their class, not flagged).
+    """
+    student, clean, labels = there(view.student), there(view.pool.calibration), there(test.labels)
+    other = labels != target
+    stamped = stamp_uint8(trigger, test.images[other])
+    limit = monitor.threshold(monitor.suspicion(clean.images, view))
+    bad, good = monitor.suspicion(stamped, view), monitor.suspicion(test.images, view)
+    hit = logits(student, stamped, view.compute).argmax(1) == target
+    right = logits(student, test.images, view.compute).argmax(1) == labels
+    return {
+        **separation(bad, good),
+        "flagged": rate(bad > limit),
+        "false_alarms": rate(good > limit),
+        "asr_unnoticed": rate(hit & (bad <= limit)),
+        "accuracy_unnoticed": rate(right & (good <= limit)),
     }

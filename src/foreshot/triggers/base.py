@@ -39,9 +39,10 @@ class Trigger(Member):
         """Refuses images with a side of fewer than `smallest` pixels."""
         _, height, width = shape
         if min(height, width) < smallest:
-            name = type(self).model_fields["name"].default
             wanted = f"images of at least {smallest} x {smallest} pixels"
-            raise ForeshotError(f"trigger {name}: expected {wanted}, found {height} x {width}")
+            raise ForeshotError(
+                f"trigger {self.title}: expected {wanted}, found {height} x {width}"
+            )
 
     def opaque(self, shape: tuple[int, int, int]) -> Tensor:
         """Pixels that the trigger covers wholly: bool (C, H, W), True where the image is lost.

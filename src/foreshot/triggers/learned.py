@@ -72,9 +72,8 @@ class Learned(Blend):
         return (pattern * 255).round().to(torch.uint8).cpu()
 
     def stamp(self, x: Tensor) -> Tensor:  # noqa: ARG002
-        name = type(self).model_fields["name"].default
         raise ForeshotError(
-            f"trigger {name}: expected a pattern that was learned, found none; a run learns it, "
+            f"trigger {self.title}: expected a pattern that was learned, found none; a run learns it, "
             "and its folder holds it"
         )
 

@@ -1,0 +1,1 @@
+"""Defences that change the distillation itself, one file each."""

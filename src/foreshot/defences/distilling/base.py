@@ -1,0 +1,32 @@
+"""The family of defences in distillation: other images, another teacher, other weights."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from foreshot.defences.base import Defence
+from foreshot.lesson import Lesson
+from foreshot.views import DefenderView
+
+
+class Distilling(Defence):
+    """A defence that changes what the student is distilled on, or from whom."""
+
+    kind = "distilling"
+    trains_teacher: ClassVar[bool] = False
+    """Whether the student learns from a teacher of the defender's own, which `supervised` says how
+    to train, on the data and the schedule of the teacher."""
+
+    def supervised(self, network: nn.Module, seed: int) -> nn.Module:
+        """The network as a module that `fit` can train on images and labels `y`."""
+        raise NotImplementedError
+
+    def change(self, lesson: Lesson, view: DefenderView) -> Lesson:  # noqa: ARG002
+        """The lesson that the student gets instead.
+
+        Args:
+            lesson: that of an undefended student. Who changes its images or its teacher, drops
+                its `answers`.
+            view: what the defender knows.
+        """
+        return lesson

@@ -1,0 +1,1 @@
+"""Monitors look at what a student is asked once it is in use, one file each."""

@@ -1,0 +1,1 @@
+"""Repairs mend a student after it was distilled, one file each."""

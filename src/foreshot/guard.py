@@ -1,0 +1,270 @@
+"""What the defender of an experiment does: to the set, the distillation, the student, its inputs.
+
+Like the stages, each step computes one artefact over the store; what a defence can see is its view.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from foreshot.compression.base import trainable
+from foreshot.data import ImageSet
+from foreshot.defences import Distilling, Monitor, Repair, Screen, Verdict, judge
+from foreshot.defences.scoring import watched
+from foreshot.errors import ForeshotError
+from foreshot.files import write_json
+from foreshot.lesson import Lesson
+from foreshot.models.checkpoint import save_model
+from foreshot.progress import Event
+from foreshot.stages import TRAINING, Crafted, Stages, Trained
+from foreshot.store import Artefact, content_hash, source_digest
+from foreshot.views import DefenderView
+
+DEFENDING = (*TRAINING, "defences", "distillation", "lesson.py", "transforms.py", "views.py")
+"""Sources that defences run."""
+SCREENING = ("defences", "transforms.py", "views.py", "inference.py", "models", "seeding.py")
+"""Sources that screens run."""
+
+
+@dataclass(frozen=True, eq=False)
+class Screened:
+    """What a screen concludes of a transfer set: the student gets what it keeps.
+
+    Args:
+        artefact: `screen.safetensors` and `screen.json`.
+        verdict: the scores, and what is removed.
+    """
+
+    artefact: Artefact
+    verdict: Verdict
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"kept": content_hash(self.verdict.kept.tolist())}
+
+    def __call__(self, lesson: Lesson) -> Lesson:
+        return lesson.select(self.verdict.kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """What a defence in distillation makes of a lesson.
+
+    Args:
+        defence: the defence.
+        view: what it knows.
+        key: what that depends on.
+    """
+
+    defence: Distilling
+    view: DefenderView
+    key: dict[str, Any]
+
+    def __call__(self, lesson: Lesson) -> Lesson:
+        return self.defence.change(lesson, self.view)
+
+
+@dataclass(frozen=True, eq=False)
+class Guarded:
+    """A student, and what the defence did for it.
+
+    Args:
+        student: as it is used.
+        undefended: as it was, where the defence distilled or found it so.
+        screened: what a screen concluded of its transfer set.
+        teachers: those that the defence trained, by the name of their seconds.
+        seconds: what the defence took when it was computed, without `teachers` and the student.
+    """
+
+    student: Trained
+    undefended: Trained | None = None
+    screened: Screened | None = None
+    teachers: Mapping[str, Trained] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def files(self) -> list[Path]:
+        """What a screen leaves."""
+        kept = self.screened.artefact if self.screened else None
+        return [kept.folder / name for name in kept.digests] if kept else []
+
+
+class Guard:
+    """The defender of an experiment, with the defence of its config; without one it does nothing.
+
+    Args:
+        stages: the experiment's.
+    """
+
+    def __init__(self, stages: Stages) -> None:
+        self.stages, self.config = stages, stages.config
+
+    def student(self, teacher: Trained, poison: Crafted, label: str = "student") -> Guarded:
+        """A student, distilled on the transfer set with the poison in it, and defended.
+
+        Args:
+            teacher: whom it learns from.
+            poison: what lies in the set; the defence sees the set alone.
+            label: what the listener calls it.
+        """
+        match self.config.defence:
+            case Screen() as screen:
+                return self._screened(screen, teacher, poison, label)
+            case Distilling() as defence:
+                return self._taught_otherwise(defence, teacher, poison, label)
+            case Repair() as repair:
+                return self._mended(repair, teacher, poison, label)
+            case _:
+                return Guarded(self.stages.student(teacher, poison, label))
+
+    def watch(
+        self, teacher: Trained, poison: Crafted, student: Trained, label: str = "student"
+    ) -> Artefact:
+        """What a monitor makes of the inputs of a student, in `watch.json`.
+
+        Args:
+            teacher: whom the student has learned from.
+            poison: what lay in its set.
+            student: the student.
+            label: what the listener calls it.
+        """
+        monitor, stages, title = self.config.defence, self.stages, _title("monitor", label)
+        assert isinstance(monitor, Monitor)
+
+        def work(folder: Path) -> None:
+            view = self._view(title, teacher, poison, student)
+            test, trigger, target = stages.data.test, stages.trigger, self.config.target
+            write_json(folder / "watch.json", watched(monitor, view, test, trigger, target))
+
+        inputs = stages.inputs(
+            (*SCREENING, "metrics.py", "triggers", "levels.py"),
+            test=stages.digests["test"],
+            **stages.stamped(),
+            **self._known(teacher, poison, student),
+        )
+        return stages.store.stage("watch", inputs, work, title)
+
+    def _screened(self, screen: Screen, teacher: Trained, poison: Crafted, label: str) -> Guarded:
+        stages, defender, title = self.stages, self.config.defender, _title("screen", label)
+        undefended, teachers = None, {}
+        if "student" in screen.uses:
+            undefended = stages.student(teacher, poison, f"student for the {title}")
+        if "second" in screen.uses:
+            second = stages.taught(self.config.teacher, "second teacher", stages.parts.taught)
+            teachers["second_teacher"] = second
+        second = teachers.get("second_teacher")
+
+        def work(folder: Path) -> None:
+            stages.listener(Event(title, "start"))
+            view = self._view(title, teacher, poison, undefended, second)
+            verdict = judge(screen, view, defender.level, defender.remove)
+            if not len(verdict.kept):
+                raise ForeshotError(
+                    f"defence {screen.title}: expected images to distil on, "
+                    f"found all {len(verdict.p)} removed"
+                )
+            # The student has seen the transfer set, and not the clean images: nothing is promised.
+            verdict = replace(verdict, calibrated=verdict.calibrated and undefended is None)
+            verdict.save(folder / "screen.safetensors")
+            about = {
+                "defence": screen.title,
+                "images": len(verdict.p),
+                "removed": len(verdict.flagged),
+                "suspected_target": verdict.target,
+                "calibrated": verdict.calibrated,
+                "ranked": verdict.ranked.tolist(),
+            }
+            write_json(folder / "screen.json", about)
+            stages.listener(Event(title, "end"))
+
+        inputs = stages.inputs(SCREENING, **self._known(teacher, poison, undefended, second))
+        artefact = stages.store.stage("screen", inputs, work, title)
+        screened = Screened(artefact, Verdict.load(artefact.folder / "screen.safetensors"))
+        seconds = artefact.seconds + (undefended.artefact.seconds if undefended else 0)
+        student = stages.student(teacher, poison, label, screened)
+        return Guarded(student, undefended, screened, teachers, seconds)
+
+    def _taught_otherwise(
+        self, defence: Distilling, teacher: Trained, poison: Crafted, label: str
+    ) -> Guarded:
+        stages, teachers = self.stages, {}
+        if defence.trains_teacher:
+            teachers["own_teacher"] = teacher = stages.taught(
+                self.config.teacher,
+                "own teacher",
+                stages.parts.taught,
+                partial(defence.supervised, seed=self.config.seed),
+                defence=defence.model_dump(mode="json"),
+                defending=source_digest(*DEFENDING),
+            )
+        known = self._known(teacher, poison) | {"defending": source_digest(*DEFENDING)}
+        view = self._view(_title("lesson", label), teacher, poison)
+        change = Changed(defence, view, {"change": known})
+        return Guarded(stages.student(teacher, poison, label, change), teachers=teachers)
+
+    def _mended(self, repair: Repair, teacher: Trained, poison: Crafted, label: str) -> Guarded:
+        stages, title = self.stages, _title("repair", label)
+        student = stages.student(teacher, poison, label)
+
+        def work(folder: Path) -> None:
+            model = trainable(student.model)
+            repair.mend(model, self._view(title, teacher, poison, student))
+            loaded = student.loaded
+            architecture, shape, classes = loaded.architecture, loaded.shape, loaded.classes
+            save_model(folder / "model.safetensors", model, architecture, shape, classes)
+
+        inputs = stages.inputs(DEFENDING, **self._known(teacher, poison, student))
+        mended = stages.trained(stages.store.stage("repair", inputs, work, title))
+        return Guarded(mended, student, seconds=mended.artefact.seconds)
+
+    def _view(
+        self,
+        label: str,
+        teacher: Trained,
+        poison: Crafted,
+        student: Trained | None = None,
+        second: Trained | None = None,
+    ) -> DefenderView:
+        """What the defender sees."""
+        stages, labels, clean = self.stages, self.config.defender.labels, self.stages.parts.clean
+
+        def seen(part: ImageSet) -> ImageSet:
+            return part if labels else replace(part, labels=None)
+
+        return DefenderView(
+            transfer=seen(poison.poison.apply(stages.data.train)),
+            teacher=teacher.model,
+            student=student and student.model,
+            clean=clean and seen(clean),
+            seed=self.config.seed,
+            compute=stages.compute,
+            listener=lambda event: stages.listener(replace(event, stage=label)),
+            second=second and second.model,
+        )
+
+    def _known(
+        self,
+        teacher: Trained,
+        poison: Crafted,
+        student: Trained | None = None,
+        second: Trained | None = None,
+    ) -> dict[str, Any]:
+        """What the view, and so the defence, depends on."""
+        defence = self.config.defence
+        return {
+            "data": self.stages.digests["train"],
+            "clean": self.stages.digests.get("clean"),
+            "teacher": teacher.artefact.digest,
+            "poison": poison.poison.digest,
+            "student": student and student.artefact.digest,
+            "second": second and second.artefact.digest,
+            "defence": defence and defence.model_dump(mode="json"),
+            "defender": self.config.defender.model_dump(mode="json"),
+        }
+
+
+def _title(kind: str, label: str) -> str:
+    """What the listener calls the work on a student."""
+    return kind if label == "student" else f"{kind} of {label}"
