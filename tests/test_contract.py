@@ -18,7 +18,7 @@ from foreshot.compression import COMPRESSIONS, AnyCompression
 from foreshot.compromises import COMPROMISES, AnyCompromise
 from foreshot.compute import CPU
 from foreshot.data import DATASETS, AnyDataset, Dataset
-from foreshot.defences import SCREENS, AnyScreen
+from foreshot.defences import DEFENCES, AnyDefence
 from foreshot.distillation import LOSSES, AnyLoss, Loss, Signals
 from foreshot.family import Member
 from foreshot.models import ARCHITECTURES, AnyArchitecture, build
@@ -37,7 +37,7 @@ FAMILIES: dict[str, tuple[dict[str, type[Any]], Any]] = {
     "loss": (LOSSES, AnyLoss),
     "compression": (COMPRESSIONS, AnyCompression),
     "compromise": (COMPROMISES, AnyCompromise),
-    "screen": (SCREENS, AnyScreen),
+    "defence": (DEFENCES, AnyDefence),
 }
 
 

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Augmentation = Literal["none", "crop", "crop_flip", "strong"]
+Augmentation = Literal["none", "crop", "crop_flip", "strong", "strong_no_flip"]
+STRONG: dict[Augmentation, Augmentation] = {"strong": "crop_flip", "strong_no_flip": "crop"}
+"""The views that light and holes are added to."""
 
 
 def number_of_views(kind: Augmentation, shape: tuple[int, int, int]) -> int | None:
     """How many views an image (C, H, W) has; None where they are not counted."""
-    if kind == "strong":
+    if kind in STRONG:
         return None
     height, width = _shifts(shape) if kind != "none" else (1, 1)
     return height * width * (2 if kind == "crop_flip" else 1)
@@ -31,7 +33,7 @@ def draw_views(
     Returns:
         int64 (count,), in [0, number_of_views) where these are counted.
     """
-    counted = number_of_views("crop_flip" if kind == "strong" else kind, shape)
+    counted = number_of_views(STRONG.get(kind, kind), shape)
     assert counted is not None
     return torch.randint(0, counted, (count,), generator=generator)
 
@@ -44,7 +46,7 @@ def augment(
     `crop` pads by an eighth of the side (4 pixels of 32; reflected) and crops at random;
     `crop_flip` also mirrors half of the images; `strong` also scales brightness and contrast by
     up to 40 % and covers a random square of half the side with grey (Cutout, DeVries & Taylor,
-    arXiv 1708.04552).
+    arXiv 1708.04552); `strong_no_flip` does the same and mirrors none, as no traffic sign may be.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -62,13 +64,13 @@ def augment(
     if views is None:
         views = draw_views(len(images), shape, kind, generator)
     views = views.to(images.device)
-    if kind == "crop":
-        return _crop(images, views, shape)
-    cropped = _crop(images, views // 2, shape)
-    cropped = torch.where((views % 2 == 1)[:, None, None, None], cropped.flip(3), cropped)
-    if kind == "crop_flip":
-        return cropped
-    return _cutout(_light(cropped, generator), generator)
+    plain = STRONG.get(kind, kind)
+    if plain == "crop":
+        cropped = _crop(images, views, shape)
+    else:
+        cropped = _crop(images, views // 2, shape)
+        cropped = torch.where((views % 2 == 1)[:, None, None, None], cropped.flip(3), cropped)
+    return cropped if kind == plain else _cutout(_light(cropped, generator), generator)
 
 
 def _uniform(images: Tensor, generator: torch.Generator) -> Tensor:

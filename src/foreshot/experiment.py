@@ -12,7 +12,8 @@ from foreshot.files import read_json
 from foreshot.guard import Guard, Guarded
 from foreshot.models.checkpoint import state_digest
 from foreshot.progress import Listener, both, silent, write_events
-from foreshot.record import PATTERN, RunFolder
+from foreshot.record import PATTERN, RunFolder, load_run
+from foreshot.report import write_page
 from foreshot.stages import Crafted, Stages, Trained
 from foreshot.store import Store, home
 
@@ -105,7 +106,9 @@ def run(
     defence, watching = _defence(guard, tutors, crafts, defended, rates)
     seconds = _seconds(parts, defended, watching, last)
     metrics = {"schema": 1, "split": config.split} | _metrics(measured, about, seconds) | defence
-    return folder.finish(stages.digests, engine, metrics)
+    folder.finish(stages.digests, engine, metrics)
+    write_page(load_run(out), stages.parts, engine)
+    return metrics
 
 
 def evaluate_files(

@@ -35,14 +35,23 @@ class Screened:
     Args:
         artefact: `screen.safetensors` and `screen.json`.
         verdict: the scores, and what is removed.
+        student: distilled on the whole set for the screen to look at; None if it does not.
+        teachers: the second one, trained for it; empty if it asks none.
     """
 
     artefact: Artefact
     verdict: Verdict
+    student: Trained | None
+    teachers: Mapping[str, Trained]
 
     @property
     def key(self) -> dict[str, Any]:
         return {"kept": content_hash(self.verdict.kept.tolist())}
+
+    @property
+    def seconds(self) -> float:
+        """What it took when it was computed, with the student that it looks at."""
+        return self.artefact.seconds + (self.student.artefact.seconds if self.student else 0)
 
     def __call__(self, lesson: Lesson) -> Lesson:
         return lesson.select(self.verdict.kept)
@@ -51,6 +60,9 @@ class Screened:
 @dataclass(frozen=True, eq=False)
 class Changed:
     """What a defence in distillation makes of a lesson.
+
+    The defence sees the images as its view has them, without labels that it may not look at, and
+    not what the attacker dictates: that would be the poison's places.
 
     Args:
         defence: the defence.
@@ -63,7 +75,10 @@ class Changed:
     key: dict[str, Any]
 
     def __call__(self, lesson: Lesson) -> Lesson:
-        return self.defence.change(lesson, self.view)
+        shown = replace(lesson, data=self.view.transfer, dictated=None)
+        changed = self.defence.change(shown, self.view)
+        data = replace(changed.data, labels=lesson.data.labels)
+        return replace(changed, data=data, dictated=lesson.dictated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +125,11 @@ class Guard:
             label: what the listener calls it.
         """
         match self.config.defence:
-            case Screen() as screen:
-                return self._screened(screen, teacher, poison, label)
+            case Screen():
+                screened = self.screen(teacher, poison, label)
+                student = self.stages.student(teacher, poison, label, screened)
+                found = screened.student, screened, screened.teachers, screened.seconds
+                return Guarded(student, *found)
             case Distilling() as defence:
                 return self._taught_otherwise(defence, teacher, poison, label)
             case Repair() as repair:
@@ -146,9 +164,11 @@ class Guard:
         )
         return stages.store.stage("watch", inputs, work, title)
 
-    def _screened(self, screen: Screen, teacher: Trained, poison: Crafted, label: str) -> Guarded:
+    def screen(self, teacher: Trained, poison: Crafted, label: str = "student") -> Screened:
+        """What a screen concludes of the transfer set with the poison in it; see `student`."""
         stages, defender, title = self.stages, self.config.defender, _title("screen", label)
-        undefended, teachers = None, {}
+        screen, undefended, teachers = self.config.defence, None, {}
+        assert isinstance(screen, Screen)
         if "student" in screen.uses:
             undefended = stages.student(teacher, poison, f"student for the {title}")
         if "second" in screen.uses:
@@ -181,10 +201,8 @@ class Guard:
 
         inputs = stages.inputs(SCREENING, **self._known(teacher, poison, undefended, second))
         artefact = stages.store.stage("screen", inputs, work, title)
-        screened = Screened(artefact, Verdict.load(artefact.folder / "screen.safetensors"))
-        seconds = artefact.seconds + (undefended.artefact.seconds if undefended else 0)
-        student = stages.student(teacher, poison, label, screened)
-        return Guarded(student, undefended, screened, teachers, seconds)
+        verdict = Verdict.load(artefact.folder / "screen.safetensors")
+        return Screened(artefact, verdict, undefended, teachers)
 
     def _taught_otherwise(
         self, defence: Distilling, teacher: Trained, poison: Crafted, label: str

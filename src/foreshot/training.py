@@ -138,7 +138,13 @@ def fit(
     if samples.teacher is not None:
         recall = Recall(samples.teacher, images, training.augment, compute)
     total = count * training.epochs
-    start = _resume(checkpoint, module, optimizer, parameters) if checkpoint else 0
+    start = 0
+    if checkpoint and checkpoint.exists():
+        try:
+            start = _resume(checkpoint, module, optimizer, parameters)
+        except ForeshotError as error:
+            listener(Event(label, "note", message=f"{error}; it starts anew"))
+            checkpoint.unlink()
     listener(Event(label, "start", start * count, total))
     for epoch in range(start, training.epochs):
         began = time.perf_counter()
@@ -222,9 +228,7 @@ def _resume(
     optimizer: torch.optim.SGD,
     parameters: list[nn.Parameter],
 ) -> int:
-    """Loads the checkpoint, if there is one; returns the number of epochs that it has behind it."""
-    if not path.exists():
-        return 0
+    """Loads the checkpoint; returns the number of epochs that it has behind it."""
     state, about = read_tensors(path)
     module.load_state_dict(
         {k.removeprefix("module."): v for k, v in state.items() if k.startswith("module.")}

@@ -78,6 +78,45 @@ def blur(x: Tensor, sigma: float) -> Tensor:
     return gaussian_blur2d(x, (side, side), (sigma, sigma))
 
 
+def median(x: Tensor) -> Tensor:
+    """The median of each pixel and its eight neighbours."""
+    from kornia.filters import median_blur  # takes a second to import
+
+    # Padded here: what lies beyond the edge differs between kornia's versions.
+    return median_blur(F.pad(x, (1, 1, 1, 1), "reflect"), 3)[:, :, 1:-1, 1:-1]
+
+
+def smooth(x: Tensor, weight: float, steps: int = 50) -> Tensor:
+    """The image u of least |u - x|^2 / 2 + weight TV(u), each channel by itself.
+
+    By Chambolle's projection (2004): u = x - weight div p, with p the field of vectors of length
+    one or less that brings div p nearest to x / weight.
+
+    Args:
+        x: float (N, C, H, W).
+        weight: of the total variation, the sum of the lengths of the gradients.
+        steps: of the iteration.
+    """
+    down, across = torch.zeros_like(x), torch.zeros_like(x)
+    for _ in range(steps):
+        y, z = _gradient(_divergence(down, across) - x / weight)
+        length = 1 + (y.square() + z.square()).sqrt() / 4
+        down, across = (down + y / 4) / length, (across + z / 4) / length
+    return x - weight * _divergence(down, across)
+
+
+def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences to the next pixel below and to the right, zero at the far edges."""
+    return F.pad(x.diff(dim=2), (0, 0, 0, 1)), F.pad(x.diff(dim=3), (0, 1))
+
+
+def _divergence(down: Tensor, across: Tensor) -> Tensor:
+    """Minus the adjoint of `_gradient`, of what is zero at the far edges."""
+    return down.diff(dim=2, prepend=torch.zeros_like(down[:, :, :1])) + across.diff(
+        dim=3, prepend=torch.zeros_like(across[:, :, :, :1])
+    )
+
+
 def _resize(x: Tensor, random: torch.Generator) -> Tensor:
     share = _between(0.6, 0.95, random)
     size = [max(round(side * share), 1) for side in x.shape[2:]]

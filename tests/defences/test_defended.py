@@ -2,20 +2,18 @@
 
 import os
 import signal
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-import yaml
+from small import BAD, CLEAN, NETWORK, TRAIN, TRANSFER, config, go, save
 from torch import Tensor
 
 from conftest import stripes
 from foreshot import guard, stages
-from foreshot.config import Config, parse
-from foreshot.data.tensor import save_images
 from foreshot.defences import Verdict, judge
 from foreshot.defences.pool import Pool
 from foreshot.defences.scoring import quality
@@ -31,20 +29,10 @@ from foreshot.record import RunFolder, load_run
 from foreshot.tables import print_metrics
 from foreshot.views import DefenderView
 
-NETWORK = {
-    "model": {"name": "resnet", "depth": 8, "width": 0.5, "stem_stride": 2},
-    "training": {"epochs": 5, "batch": 30, "lr": 0.1},
-}
-TRAIN, CLEAN, BAD = 300, 80, 30
-TRANSFER = TRAIN - CLEAN
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    save_images(folder / "train.safetensors", stripes(TRAIN, 0))
-    save_images(folder / "test.safetensors", stripes(120, 1))
-    return folder
+    return save(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)
@@ -57,48 +45,6 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that the tests of this file share."""
     return tmp_path_factory.mktemp("home")
-
-
-def config(data: Path, *settings: str, defence: Any = None) -> Config:
-    tree = {
-        "precision": "float32",
-        "data": {
-            "name": "tensor",
-            "path": str(data / "train.safetensors"),
-            "test_path": str(data / "test.safetensors"),
-        },
-        "teacher": NETWORK,
-        "student": NETWORK,
-        "trigger": {"name": "patch", "size": 2},
-        "target": 1,
-        "attack": {"name": "dirty_label", "count": BAD},
-        "defender": {"clean": CLEAN},
-        "controls": [],
-    }
-    made = parse(yaml.safe_dump(tree), "test", settings)
-    return made if defence is None else made.model_copy(update={"defence": defence})
-
-
-@dataclass
-class Done:
-    out: Path
-    metrics: dict[str, Any]
-    heard: list[Event] = field(default_factory=list)
-
-    def started(self) -> list[str]:
-        return [event.stage for event in self.heard if event.kind == "start"]
-
-    def poison(self) -> Poison:
-        return Poison.load(self.out / "poison.safetensors")[0]
-
-    def verdict(self) -> Verdict:
-        return Verdict.load(self.out / "screen.safetensors")
-
-
-def go(config: Config, home: Path, out: Path, **keywords: Any) -> Done:
-    heard: list[Event] = []
-    metrics = run(config, out, store=home, device="cpu", listener=heard.append, **keywords)
-    return Done(out, metrics, heard)
 
 
 class Planted(NearDuplicate):
@@ -217,7 +163,7 @@ def test_without_a_defence_nothing_is_changed_by_the_defender(
     assert not list(other.out.glob("screen*"))
     defended = go(config(data, "defence.name=consistency"), home, tmp_path / "defended")
     shared = {"data", "teacher", "poison", "network", "compression", "distillation"}
-    shared |= {"seed", "source", "device", "precision", "threads"}
+    shared |= {"seed", "source", "device", "precision", "threads", "torch", "kernels"}
     for done, added in ((plain, set()), (defended, {"kept"})):
         (record,) = [
             read_json(file.parent / "done.json")

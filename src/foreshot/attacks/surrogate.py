@@ -3,6 +3,7 @@
 from torch import nn
 
 from foreshot.attacks.base import frozen
+from foreshot.augment import STRONG
 from foreshot.distillation import KD, Distiller, Term
 from foreshot.models import build
 from foreshot.models.base import Architecture
@@ -35,7 +36,7 @@ def surrogate(
     teacher = frozen(view.teacher, view.compute)
     samples = Samples(images, {"teacher_logits": answers})
     if training.augment != "none":
-        samples = Samples(images, teacher=teacher if training.augment != "strong" else None)
+        samples = Samples(images, teacher=None if training.augment in STRONG else teacher)
     student = build(architecture, images, answers.shape[1], view.seed, stage)
     fit(
         Distiller(student, teacher, [Term(loss=KD(temperature=4))]),

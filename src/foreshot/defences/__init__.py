@@ -7,15 +7,20 @@ from pydantic import Field
 from foreshot.defences.base import Defence, Scores, Screen
 from foreshot.defences.combined import Combined
 from foreshot.defences.conformal import Verdict, judge
+from foreshot.defences.distilling import EveryDistilling
 from foreshot.defences.distilling.base import Distilling
+from foreshot.defences.monitors import EveryMonitor
 from foreshot.defences.monitors.base import Monitor
+from foreshot.defences.repairs import EveryRepair
 from foreshot.defences.repairs.base import Repair
 from foreshot.defences.screens import Single
 from foreshot.family import members
 
 AnyScreen = Annotated[Single | Combined, Field(discriminator="name")]
 SCREENS = members(Screen, AnyScreen)
-AnyDefence = AnyScreen
+AnyDefence = Annotated[
+    Single | Combined | EveryDistilling | EveryRepair | EveryMonitor, Field(discriminator="name")
+]
 DEFENCES = members(Defence, AnyDefence)
 
 __all__ = [

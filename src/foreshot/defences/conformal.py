@@ -74,7 +74,7 @@ def judge(
     """
     scores = screen.score(view)
     calibrated = len(scores.clean) > 0
-    p = p_values(scores) if calibrated else guessed(scores.transfer)
+    p = best_p(scores)
     if remove is None:
         flagged = benjamini_hochberg(p, level)
     else:
@@ -82,6 +82,11 @@ def judge(
         flagged = order[: round(remove * len(order))].sort().values
     said = view.pool.teacher.said[: len(p)]
     return Verdict(flagged, p, enriched(said, flagged), calibrated, scores.transfer)
+
+
+def best_p(scores: Scores) -> Tensor:
+    """P-values of the transfer set, float64 (N,): by the clean images if there are any."""
+    return p_values(scores) if len(scores.clean) else guessed(scores.transfer)
 
 
 def p_values(scores: Scores) -> Tensor:
@@ -108,6 +113,16 @@ def benjamini_hochberg(p: Tensor, level: float) -> Tensor:
     if not passed.any():
         return torch.zeros(0, dtype=torch.int64)
     return (p <= order[passed][-1]).nonzero()[:, 0]
+
+
+def adjusted(p: Tensor) -> Tensor:
+    """The lowest level at which `benjamini_hochberg` flags each of N p-values, at most 1: (N,).
+
+    min_{k >= rank of p_i} p_(k) N / k.
+    """
+    ascending, order = p.sort(stable=True)
+    levels = (ascending * len(p) / torch.arange(1, len(p) + 1)).flip(0).cummin(0).values.flip(0)
+    return torch.empty_like(p).scatter(0, order, levels.clamp(max=1))
 
 
 def enriched(said: Tensor, flagged: Tensor) -> int | None:

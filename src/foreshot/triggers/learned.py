@@ -73,8 +73,8 @@ class Learned(Blend):
 
     def stamp(self, x: Tensor) -> Tensor:  # noqa: ARG002
         raise ForeshotError(
-            f"trigger {self.title}: expected a pattern that was learned, found none; a run learns it, "
-            "and its folder holds it"
+            f"trigger {self.title}: expected a pattern that was learned, found none; a run learns "
+            "it, and its folder holds it"
         )
 
 

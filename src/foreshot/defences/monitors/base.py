@@ -2,13 +2,15 @@
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from foreshot.defences.base import Defence
+from foreshot.data.base import ImageSet
+from foreshot.defences.base import Defence, Screen
 from foreshot.defences.pool import Need
 from foreshot.views import DefenderView
 
@@ -42,3 +44,9 @@ class Monitor(Defence):
         """
         place = math.ceil((len(clean) + 1) * (1 - self.alarms))
         return float(clean.sort().values[place - 1]) if place <= len(clean) else torch.inf
+
+
+def screened(screen: Screen, images: Tensor, view: DefenderView) -> Tensor:
+    """Scores of inputs, float64 (n,), as if they were a transfer set; see `Monitor.suspicion`."""
+    inputs = ImageSet(images, None, view.transfer.classes)
+    return screen.score(replace(view, transfer=inputs)).transfer

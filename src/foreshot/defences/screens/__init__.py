@@ -18,9 +18,11 @@ from foreshot.defences.screens.second_teacher import SecondTeacher
 from foreshot.defences.screens.spectral_signature import SpectralSignature
 from foreshot.defences.screens.spectre import Spectre
 from foreshot.defences.screens.strip import Strip
+from foreshot.defences.screens.view_disagreement import ViewDisagreement
 
 Single = (
     TeacherConsistency
+    | ViewDisagreement
     | SecondTeacher
     | LabelDisagreement
     | Frequency
@@ -54,4 +56,5 @@ __all__ = [
     "Spectre",
     "Strip",
     "TeacherConsistency",
+    "ViewDisagreement",
 ]

@@ -8,15 +8,16 @@ from pydantic import Field
 from torch import Tensor
 
 from foreshot.defences.base import Screen, margin
+from foreshot.defences.changing import Changing, Small
 from foreshot.defences.pool import Pool
 from foreshot.seeding import generator
-from foreshot.transforms import blur, depth, jpeg, noise
+from foreshot.transforms import noise
 
-Change = Literal["jpeg", "median", "blur", "depth", "noise", "shift"]
+Change = Small | Literal["noise", "shift"]
 EVERY: tuple[Change, ...] = ("jpeg", "median", "blur", "depth", "noise", "shift")
 
 
-class TeacherConsistency(Screen):
+class TeacherConsistency(Changing, Screen):
     """Small changes revert what the teacher says of poison (Xu et al., arXiv 1704.01155).
 
     With c = argmax f(x) and m(z) = max_{j != c} z_j - z_c, the score is the mean over changes T of
@@ -28,18 +29,12 @@ class TeacherConsistency(Screen):
         changes: which, of `jpeg`, `median` (3 x 3), `blur` (Gaussian), `depth` (fewer bits),
             `noise` (Gaussian, the same for each image), `shift` (down and to the right, edges
             repeated).
-        quality: of the JPEG.
-        sigma: of the blur, in pixels.
-        bits: a channel that `depth` leaves.
         level: standard deviation of the noise, in 1/255.
         pixels: by which images are shifted.
     """
 
     name: Literal["consistency"] = "consistency"
     changes: tuple[Change, ...] = Field(default=EVERY, min_length=1)
-    quality: int = Field(default=75, ge=1, le=95)
-    sigma: float = Field(default=0.7, gt=0, le=3)
-    bits: int = Field(default=4, ge=1, le=7)
     level: float = Field(default=8, gt=0, le=128)
     pixels: int = Field(default=1, ge=1, le=8)
 
@@ -54,19 +49,10 @@ class TeacherConsistency(Screen):
     def changed(self, x: Tensor, change: Change, pool: Pool) -> Tensor:
         """Images float (n, C, H, W) after a change."""
         match change:
-            case "jpeg":
-                return jpeg(x, self.quality)
-            case "median":
-                from kornia.filters import median_blur  # takes a second to import
-
-                # Padded here: what lies beyond the edge differs between kornia's versions.
-                return median_blur(F.pad(x, (1, 1, 1, 1), "reflect"), 3)[:, :, 1:-1, 1:-1]
-            case "blur":
-                return blur(x, self.sigma)
-            case "depth":
-                return depth(x, self.bits)
             case "noise":
                 return noise(x, self.level / 255, generator(pool.view.seed, "screens", "noise"))
             case "shift":
                 moved = F.pad(x, (self.pixels, 0, self.pixels, 0), "replicate")
                 return moved[:, :, : x.shape[2], : x.shape[3]]
+            case _:
+                return self.small(x, change)

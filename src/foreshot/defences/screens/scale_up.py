@@ -22,7 +22,9 @@ class ScaleUp(Screen):
     """
 
     name: Literal["scale_up"] = "scale_up"
-    factors: tuple[Annotated[float, Field(gt=0)], ...] = Field((3, 5, 7, 9, 11), min_length=1)
+    factors: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(3, 5, 7, 9, 11), min_length=1
+    )
     needs: ClassVar[frozenset[Need]] = frozenset({"student"})
 
     def suspicion(self, pool: Pool) -> Tensor:

@@ -1,0 +1,77 @@
+"""A teacher whose answers small perturbations do not move."""
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from foreshot.defences.distilling.base import Distilling
+from foreshot.seeding import generator
+from foreshot.training import Supervised
+
+
+class AdversarialTeacher(Distilling):
+    """The student learns from an adversarially trained teacher (Madry et al., arXiv 1706.06083).
+
+    The defender trains a teacher of its own, on the data and the schedule of the first, to
+    min E max_{|d| <= epsilon} CE(f(x + d), y). The inner maximum is sought by steps of
+    min(1.25, 2.5 / steps) epsilon along the sign of the gradient, from a uniformly random start in
+    the box; one step is the fast variant (Wong et al., arXiv 2001.03994). Poison that was crafted
+    on the first teacher then has to fool one that it was not crafted on, and that is hard to fool;
+    what that costs is accuracy. On the paper's 8/255 a small teacher learns little in few epochs,
+    so that less is the default here.
+
+    Args:
+        epsilon: L-inf radius in 1/255, within [0, 1].
+        steps: gradient steps; each costs as much as a step of training.
+    """
+
+    name: Literal["adversarial_teacher"] = "adversarial_teacher"
+    epsilon: float = Field(default=2, gt=0, le=255)
+    steps: int = Field(default=1, ge=1, le=100)
+    trains_teacher: ClassVar[bool] = True
+
+    def supervised(self, network: nn.Module, seed: int) -> nn.Module:
+        return Adversarial(network, self.epsilon / 255, self.steps, seed)
+
+
+class Adversarial(Supervised):
+    """Cross-entropy of a network with the labels of perturbed images.
+
+    Args:
+        network: float (n, C, H, W) in [0, 1] -> logits (n, K).
+        epsilon: L-inf radius, in the pixel range [0, 1].
+        steps: of the perturbation.
+        seed: of the random starts, which follow from it and from the number of the batch.
+    """
+
+    def __init__(self, network: nn.Module, epsilon: float, steps: int, seed: int) -> None:
+        super().__init__(network)
+        self.epsilon, self.steps, self.seed = epsilon, steps, seed
+        self.batches = 0
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        random = generator(self.seed, "adversarial", self.batches)
+        self.batches += 1
+        return super().forward(self.perturbed(x, y, random), y)
+
+    def perturbed(self, x: Tensor, y: Tensor, random: torch.Generator) -> Tensor:
+        """Images near `x` for which the loss is larger."""
+        low, high = (x - self.epsilon).clamp(min=0), (x + self.epsilon).clamp(max=1)
+        z = low + (high - low) * torch.rand(x.shape, generator=random).to(x)
+        step = min(1.25, 2.5 / self.steps) * self.epsilon
+        for _ in range(self.steps):
+            z = z.detach().requires_grad_()
+            loss = F.cross_entropy(self.network(z).float(), y, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, z)
+            z = (z.detach() + step * gradient.sign()).maximum(low).minimum(high)
+        return z
+
+    def get_extra_state(self) -> Tensor:
+        """The number of batches so far, so that a training that goes on goes on drawing."""
+        return torch.tensor(self.batches)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.batches = int(state)
