@@ -39,7 +39,15 @@ class Compute:
             "device": self.device.type,
             "precision": "bfloat16" if self.bfloat16 else "float32",
             "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+            "kernels": self._kernels(),
         }
+
+    def _kernels(self) -> str:
+        """What the networks' arithmetic is compiled for."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return torch.backends.cpu.get_cpu_capability()
 
 
 CPU = Compute(torch.device("cpu"), bfloat16=False)

@@ -5,7 +5,7 @@ from types import ModuleType
 
 from torch.library import Library
 
-from foreshot.errors import ForeshotError
+from foreshot.errors import ForeshotError, brief
 
 
 def imported(package: str, extra: str, what: str) -> ModuleType:
@@ -43,9 +43,3 @@ def _imported(package: str) -> ModuleType:
         for name in ("nms", "qnms"):
             _OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
         return import_module(package)
-
-
-def brief(error: Exception) -> str:
-    """What a foreign error says, on one line and not too long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]} ..."

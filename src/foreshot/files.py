@@ -1,8 +1,9 @@
 """Files that are whole or not there: atomic writes, digests, and safetensors with JSON metadata."""
 
+import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +15,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from foreshot.errors import ForeshotError
+from foreshot.extras import imported
+
+DIGEST = "foreshot-sha256"
+PART = ".part"
+"""How the names of files end that are being written."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -26,15 +32,35 @@ def write_bytes(path: Path, data: bytes) -> None:
 def replacing(target: Path) -> Iterator[Path]:
     """A new file beside `target` that takes its place, safe on disk, if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.{os.getpid()}{PART}")
     try:
-        yield part
-        with part.open("rb+") as stream:
-            os.fsync(stream.fileno())
+        with naming(target):
+            yield part
+            with part.open("rb+") as stream:
+                os.fsync(stream.fileno())
         part.replace(target)
         sync_folder(target.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what processes left in a folder that were killed while they wrote into it."""
+    for part in folder.rglob(f".*{PART}"):
+        writer = part.name.split(".")[-2]
+        if not (writer.isdecimal() and Path("/proc", writer).exists()):
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Says which file it was that could not be written: of a full disk the system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -46,9 +72,30 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock that the file stands for; the system releases it when the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON, atomically."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a table of rows with the same keys, atomically.
+
+    Raises:
+        ForeshotError: there is no pyarrow.
+    """
+    arrow = imported("pyarrow", "parquet", path.name)
+    parquet = imported("pyarrow.parquet", "parquet", path.name)
+    with replacing(path) as part:
+        parquet.write_table(arrow.Table.from_pylist(list(rows)), part)
 
 
 def read_json(path: Path) -> Any:
@@ -64,10 +111,18 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Writes a safetensors file, atomically; each value of `about` becomes JSON in its metadata."""
+    """Writes a safetensors file, atomically; each value of `about` becomes JSON in its metadata.
+
+    Its metadata also holds a digest of all the rest, by which `read_tensors` knows it again.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = save(contiguous, {key: json.dumps(value) for key, value in about.items()})
-    write_bytes(path, _in_order(data))
+    metadata = {key: json.dumps(value) for key, value in about.items()}
+    metadata[DIGEST] = _digest(contiguous, metadata)
+    write_bytes(path, _in_order(save(contiguous, metadata)))
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    return sha256(f"{sorted(metadata.items())} {tensors_digest(tensors)}".encode()).hexdigest()
 
 
 def _in_order(data: bytes) -> bytes:
@@ -84,16 +139,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads a safetensors file: its tensors, and its metadata with JSON values parsed.
 
     Raises:
-        ForeshotError: the file is not there or not a whole safetensors file.
+        ForeshotError: the file is not there, not a whole safetensors file, or was written by
+            `write_tensors` and has changed.
     """
     try:
         with safe_open(path, "pt") as file:
-            about = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise ForeshotError(f"{path}: expected a safetensors file, found nothing") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ForeshotError(f"{path}: expected a whole safetensors file: {error}") from None
+    expected = metadata.pop(DIGEST, None)
+    if expected is not None and (found := _digest(tensors, metadata)) != expected:
+        raise ForeshotError(f"{path}: expected digest {expected[:12]}, found {found[:12]}")
+    return tensors, {key: _parsed(value) for key, value in metadata.items()}
 
 
 def _parsed(text: str) -> Any:
@@ -101,6 +161,15 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, by name."""
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

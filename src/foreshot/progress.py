@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from foreshot.files import naming
+
 
 @dataclass(frozen=True)
 class Event:
@@ -49,11 +51,16 @@ def both(*listeners: Listener) -> Listener:
 
 def write_events(path: Path) -> Listener:
     """A listener that appends each event but the frequent `advance` to a JSON-lines file."""
+    written = path.read_bytes() if path.exists() else b""
+    lead = "" if written.endswith(b"\n") or not written else "\n"  # of a line that was cut off
 
     def write(event: Event) -> None:
+        nonlocal lead
         if event.kind != "advance":
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": round(time.time(), 3), **asdict(event)}) + "\n")
+            line = json.dumps({"time": round(time.time(), 3), **asdict(event)})
+            with naming(path), path.open("a", encoding="utf-8") as file:
+                file.write(f"{lead}{line}\n")
+            lead = ""
 
     return write
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from foreshot.compute import Compute
 from foreshot.config import Config, dump, parse
 from foreshot.data.base import ImageSet
 from foreshot.errors import ForeshotError
-from foreshot.files import file_digest, read_json, replacing, write_bytes, write_json
+from foreshot.files import (
+    PART,
+    file_digest,
+    read_json,
+    remove_parts,
+    replacing,
+    write_bytes,
+    write_json,
+)
 from foreshot.models.base import Normalized
 from foreshot.models.checkpoint import load_model
 from foreshot.poison import Poison
@@ -25,6 +34,11 @@ from foreshot.triggers import Blend, Trigger
 PACKAGES = ("foreshot", "torch", "numpy", "pillow", "safetensors", "pydantic", "kornia")
 PATTERN = "trigger-pattern.png"
 """The file of a run folder that holds what a trigger has learned."""
+PICTURES = ("trigger.png", "poison.png")
+DRAWN = ("teacher.safetensors", "poison.safetensors", PATTERN)
+"""What the pictures show."""
+REPORT = "report.html"
+"""The page that shows a run folder; it is made of all the rest, the manifest too."""
 
 
 class RunFolder:
@@ -44,6 +58,7 @@ class RunFolder:
 
     def claim(self) -> None:
         """Writes `config.yaml`, by which the folder belongs to this experiment."""
+        _check_free(self.path, self.config)  # another run may have come first
         write_bytes(self.path / "config.yaml", dump(self.config).encode())
 
     def add(self, name: str, source: Path) -> None:
@@ -55,7 +70,8 @@ class RunFolder:
         if target.exists():
             if file_digest(target) == file_digest(source):
                 return
-            for derived in ("metrics.json", "trigger.png", "poison.png"):
+            drawn = PICTURES if name in DRAWN else ()
+            for derived in ("metrics.json", REPORT, *drawn):
                 (self.path / derived).unlink(missing_ok=True)
         with replacing(target) as part:
             shutil.copyfile(source, part)
@@ -68,9 +84,9 @@ class RunFolder:
         teacher: Normalized,
         compute: Compute,
     ) -> None:
-        """Draws `trigger.png` and `poison.png`, unless they are there already."""
-        portrait, sheet = self.path / "trigger.png", self.path / "poison.png"
-        if portrait.exists() and sheet.exists():
+        """Draws `trigger.png` and `poison.png`, unless they are there, as the manifest says."""
+        portrait, sheet = (self.path / name for name in PICTURES)
+        if self._known(portrait, sheet):
             return
         from foreshot.pictures import contact_sheet, trigger_portrait  # matplotlib takes a second
 
@@ -84,12 +100,13 @@ class RunFolder:
         """Writes `metrics.json` and, last, `manifest.json` with the digests of all the rest."""
         if metrics is not None:
             write_json(self.path / "metrics.json", metrics)
-        for leftover in self.path.rglob(".*.part"):  # of a run that was killed while it wrote
-            leftover.unlink()
+        remove_parts(self.path)
         outputs = {
             str(path.relative_to(self.path)): file_digest(path)
             for path in sorted(self.path.rglob("*"))
-            if path.is_file() and path.name not in ("manifest.json", "events.jsonl")
+            if path.name not in ("manifest.json", "events.jsonl", REPORT)
+            and path.suffix != PART
+            and path.is_file()
         }
         poisoned = "poison.safetensors and student.safetensors"
         if self.config.compromise is not None:
@@ -107,28 +124,54 @@ class RunFolder:
         write_json(self.path / "manifest.json", manifest)
         return metrics or {}
 
+    def _known(self, *files: Path) -> bool:
+        """Whether files are there, as the manifest of the last run says."""
+        path = self.path / "manifest.json"
+        outputs = read_json(path).get("outputs", {}) if path.exists() else {}
+        return all(file.is_file() and outputs.get(file.name) == file_digest(file) for file in files)
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run, read back: models ready to call, in eval mode on the CPU.
+    """A run, read back. Models are read when they are asked for: in eval mode, on the CPU.
 
     Args:
         path: its folder.
         config: the resolved config.
-        teacher: float (n, C, H, W) in [0, 1] -> logits (n, K).
-        student: the poisoned student; None if the run stopped before.
-        controls: the control students, by name.
-        poison: the poison; None if the run stopped before.
         metrics: what `metrics.json` holds; empty if the run stopped before.
+        manifest: what `manifest.json` holds.
     """
 
     path: Path
     config: Config
-    teacher: Normalized
-    student: Normalized | None
-    controls: dict[str, Normalized]
-    poison: Poison | None
     metrics: dict[str, Any]
+    manifest: dict[str, Any]
+
+    @cached_property
+    def teacher(self) -> Normalized:
+        """Float (n, C, H, W) in [0, 1] -> logits (n, K)."""
+        return load_model(self.path / "teacher.safetensors").model
+
+    @cached_property
+    def student(self) -> Normalized | None:
+        """The poisoned student; None if the run stopped before."""
+        return self._model("student")
+
+    @cached_property
+    def controls(self) -> dict[str, Normalized]:
+        """The control students, by name."""
+        found = {name: self._model(f"controls/{name}") for name in self.config.controls}
+        return {name: model for name, model in found.items() if model is not None}
+
+    @cached_property
+    def poison(self) -> Poison | None:
+        """The poison; None if the run stopped before."""
+        path = self.path / "poison.safetensors"
+        return Poison.load(path)[0] if path.exists() else None
+
+    def _model(self, name: str) -> Normalized | None:
+        file = self.path / f"{name}.safetensors"
+        return load_model(file).model if file.exists() else None
 
     @property
     def trigger(self) -> Trigger:
@@ -158,25 +201,14 @@ def load_run(folder: str | Path) -> Run:
         if found != digest:
             raise ForeshotError(f"{file}: expected SHA-256 {str(digest)[:12]}, found {found[:12]}")
 
-    def model(name: str) -> Normalized | None:
-        file = path / f"{name}.safetensors"
-        return load_model(file).model if file.exists() else None
-
-    teacher = model("teacher")
-    if teacher is None:
+    if not (path / "teacher.safetensors").exists():
         raise ForeshotError(f"{path}: expected a run folder with a teacher, found none")
-    config = parse((path / "config.yaml").read_text(encoding="utf-8"), str(path / "config.yaml"))
-    controls = {name: model(f"controls/{name}") for name in config.controls}
-    poison = path / "poison.safetensors"
-    metrics = path / "metrics.json"
+    config, metrics = path / "config.yaml", path / "metrics.json"
     return Run(
         path=path,
-        config=config,
-        teacher=teacher,
-        student=model("student"),
-        controls={name: found for name, found in controls.items() if found is not None},
-        poison=Poison.load(poison)[0] if poison.exists() else None,
+        config=parse(config.read_text(encoding="utf-8"), str(config)),
         metrics=read_json(metrics) if metrics.exists() else {},
+        manifest=manifest,
     )
 
 

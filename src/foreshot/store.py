@@ -5,13 +5,11 @@ digests; `work/` holds unfinished ones, with their checkpoints; `locks/` keeps t
 computing the same stage at once. Everything in it may be deleted at any time.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from foreshot.errors import ForeshotError
-from foreshot.files import file_digest, sync_folder, write_json
+from foreshot.files import file_digest, locked, sync_folder, write_json
 from foreshot.progress import Event, Listener, silent
 
 DONE = "done.json"
@@ -75,12 +73,13 @@ class Store:
         """
         key = content_hash({"stage": stage, **inputs})
         final = self.root / stage / key
-        with self._locked(f"{stage}-{key}"):
+        with locked(self.root / "locks" / f"{stage}-{key}"):
             if found := self._finished(final, label or stage):
                 self.listener(Event(label or stage, "note", message="found in the store"))
                 return found
             work = self.root / "work" / f"{stage}-{key}"
             work.mkdir(parents=True, exist_ok=True)
+            (work / DONE).unlink(missing_ok=True)  # of one that was killed before it was moved
             began = time.perf_counter()
             compute(work)
             for leftover in work.glob(".*"):
@@ -108,15 +107,6 @@ class Store:
                 self.listener(Event(label, "note", message=message))
                 shutil.rmtree(folder)
             return None
-
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """Holds the lock of one key; the system releases it when the process dies."""
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / name).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def content_hash(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -118,7 +120,10 @@ class Zip:
 
     def read(self, files: list[str]) -> Iterator[bytes]:
         """The contents of members of the archive, in that order."""
-        broken = (KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
+        broken = (
+            *(KeyError, OSError, EOFError, RuntimeError, ValueError),  # a name is no UTF-8, say
+            *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+        )
         try:
             with zipfile.ZipFile(self.path) as archive:
                 for file in files:

@@ -14,8 +14,8 @@ from foreshot.data.base import Dataset, ImageSet, Splits
 from foreshot.data.files import LARGEST_PICTURE, read_file
 from foreshot.data.folder import SUFFIXES, decoded, tensor
 from foreshot.data.mapped import room
-from foreshot.errors import ForeshotError, nearest
-from foreshot.extras import brief, imported
+from foreshot.errors import ForeshotError, brief, nearest
+from foreshot.extras import imported
 
 METADATA = (".csv", ".jsonl")
 """Files in which an imagefolder may describe its pictures."""

@@ -28,7 +28,10 @@ def read_idx(data: bytes, what: str) -> Tensor:
     if len(data) - header != math.prod(shape):
         found = len(data) - header
         raise ForeshotError(f"{what}: expected {math.prod(shape)} values {shape}, found {found}")
-    return torch.from_numpy(np.frombuffer(data[header:], np.uint8).reshape(shape).copy())
+    try:
+        return torch.from_numpy(np.frombuffer(data[header:], np.uint8).reshape(shape).copy())
+    except ValueError as error:  # no values, of a rank or a size that there cannot be
+        raise ForeshotError(f"{what}: expected an idx shape, found {error}") from error
 
 
 def write_idx(values: Tensor) -> bytes:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreshot.files import naming
+
 HELD = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 """Bytes that a set may have in memory: it is there up to three times, clean, poisoned, stamped."""
 
@@ -38,6 +40,10 @@ def room(shape: Sequence[int], folder: Path) -> tuple[Tensor, Again | None]:
     folder.mkdir(parents=True, exist_ok=True)
     # Not by `with`: the file goes with its last user.
     file = NamedTemporaryFile(dir=folder, prefix=".images-")  # noqa: SIM115
+    # A write to a mapped page that the disk has no room for ends the process, without a word.
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with naming(folder):
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
     return _mapped(file, shape, shared=True), partial(_mapped, file, shape, shared=False)
 
 

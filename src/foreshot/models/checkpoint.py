@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from foreshot.errors import ForeshotError
-from foreshot.files import read_tensors, tensor_bytes, write_tensors
+from foreshot.files import read_tensors, tensors_digest, write_tensors
 from foreshot.models import AnyArchitecture
 from foreshot.models.base import Architecture, Normalized
 
@@ -91,11 +91,7 @@ def load_model(path: Path) -> LoadedModel:
 
 def state_digest(module: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, by name."""
-    digest = sha256()
-    for name, tensor in sorted(_state(module).items()):
-        digest.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode())
-        digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
+    return tensors_digest(_state(module))
 
 
 def _digest(header: Header, model: Normalized) -> str:

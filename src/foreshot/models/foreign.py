@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from foreshot.errors import ForeshotError
-from foreshot.extras import brief, imported
+from foreshot.errors import ForeshotError, brief
+from foreshot.extras import imported
 from foreshot.files import file_digest, read_tensors
 from foreshot.models.base import Architecture
 
