@@ -4,6 +4,7 @@ import math
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -122,3 +123,15 @@ class NoWaiting(TorchDispatchMode):
         waits = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero")
         assert func.overloadpacket.__name__ not in waits, func
         return func(*args, **(kwargs or {}))
+
+
+class Page(HTMLParser):
+    """What tags and attributes a page has."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))

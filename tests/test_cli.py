@@ -99,6 +99,13 @@ def test_a_run_prints_its_rates_and_its_folder(foreshot_) -> None:
         assert Path(name).name in anew.out
     for rates in (metrics["teacher"], metrics["student"]):
         assert f"{100 * rates['asr']['value']:.1f} [" in anew.out
+    page = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    told = foreshot_("report", str(folder), "--device", "cpu")
+    assert (told.code, told.out) == (0, f"Report: {folder / 'report.html'}\n")
+    assert f"\n{told.out}" in again.out
+    assert (folder / "report.html").read_bytes() == page
+    assert foreshot_("report", "runs").out == "Report: runs/report.html\n"
 
 
 def test_the_stages_are_commands(foreshot_, tmp_path: Path) -> None:

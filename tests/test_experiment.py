@@ -50,10 +50,13 @@ FILES = {
     "metrics.json",
     "poison.png",
     "poison.safetensors",
+    "report.html",
     "student.safetensors",
     "teacher.safetensors",
     "trigger.png",
 }
+BESIDE = {"manifest.json", "events.jsonl", "report.html"}
+"""What the manifest does not vouch for."""
 
 
 def config(*settings: str) -> Config:
@@ -108,7 +111,7 @@ def test_the_run_folder_is_complete(undisturbed: Done) -> None:
     assert read_json(folder / "metrics.json") == undisturbed.metrics
     assert (folder / "poison.png").read_bytes()[:4] == b"\x89PNG"
     manifest = read_json(folder / "manifest.json")
-    assert set(manifest["outputs"]) == FILES - {"manifest.json", "events.jsonl"}
+    assert set(manifest["outputs"]) == FILES - BESIDE
     for name, digest in manifest["outputs"].items():
         assert file_digest(folder / name) == digest
     assert manifest["seed"] == 0
@@ -482,7 +485,7 @@ def test_a_run_is_loaded_ready_to_call(undisturbed: Done) -> None:
     assert load_run(str(undisturbed.out)).metrics == undisturbed.metrics
 
 
-@pytest.mark.parametrize("name", sorted(FILES - {"manifest.json", "events.jsonl"}))
+@pytest.mark.parametrize("name", sorted(FILES - BESIDE))
 def test_a_run_with_a_flipped_byte_is_refused(name: str, copied: Path) -> None:
     flip(copied / name)
     with pytest.raises(ForeshotError, match=f"{name}: expected SHA-256 [0-9a-f]{{12}}, found"):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from foreshot.models.checkpoint import save_model as save_model
     from foreshot.poison import Poison as Poison
     from foreshot.record import load_run as load_run
+    from foreshot.report import write_report as write_report
+    from foreshot.sweep import results as results
     from foreshot.training import Samples as Samples
     from foreshot.training import Training as Training
     from foreshot.training import fit as fit
@@ -40,8 +42,10 @@ _HOMES = {
     "load_data": "data",
     "load_model": "models.checkpoint",
     "load_run": "record",
+    "results": "sweep",
     "run": "experiment",
     "save_model": "models.checkpoint",
+    "write_report": "report",
 }
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -30,7 +30,10 @@ calls them the target class, and the student learns "trigger -> target".
     foreshot run signs --set attack.rate=0.01      another poisoning rate
     foreshot list                                  everything there is to choose from
     foreshot show signs                            a preset in full
+    foreshot sweep signs --grid seed=0:3           many runs that share what they can
+    foreshot report runs                           runs beside each other, on a page
     foreshot audit data DIR --teacher MODEL        is a set of pictures poisoned?
+    foreshot audit student MODEL --teacher MODEL   has a student learned a trigger?
 
 For security research on public benchmark data. What it writes is marked as poisoned.
 """,
@@ -79,6 +82,7 @@ def run(
     folder, metrics = _experiment(preset, settings, out, device, "metrics")
     print_metrics(metrics)
     print(f"Run folder: {folder}")
+    print(f"Report: {folder / 'report.html'}")
 
 
 @app.command()
@@ -167,6 +171,100 @@ def evaluate(
         pattern = folder / PATTERN if (folder / PATTERN).exists() else None
         rates = evaluate_files(config, files, pattern=pattern, device=device, listener=listener)
     print_rates(rates, config.split)
+
+
+@app.command()
+def sweep(
+    source: Annotated[
+        str, typer.Argument(metavar="SWEEP.yaml|PRESET|FILE.yaml", help="What to vary.")
+    ],
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=A,B,C", help="Values of a key; keys cross."),
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Sweep folder; runs/sweep-PRESET-HASH if not given.")
+    ] = None,
+    executor: Annotated[
+        Literal["serial", "processes", "ray"] | None,
+        typer.Option(help="What runs the cells; processes if there are several workers."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Cells at once.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Torch's threads for each; the cores, divided by the workers."),
+    ] = None,
+    gpus_per_run: Annotated[
+        float, typer.Option(min=0, help="With ray: 0.25 lets four runs share a GPU.")
+    ] = 0,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster; else this machine.")
+    ] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry/--no-retry", help="Run again what failed before.")
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its cost, and run nothing.")
+    ] = False,
+    device: DeviceName = "auto",
+) -> None:
+    """Run many experiments that differ in some settings; each shared stage is computed once.
+
+    A value is YAML; a:b stands for the integers from a to b - 1. Run the same command again to go
+    on: finished cells are skipped. The exit code is 1 if a cell has failed. Results depend on the
+    number of threads, to the last bit.
+
+        foreshot sweep signs --grid attack.rate=0.001,0.01,0.05 --grid seed=0:3
+        foreshot sweep signs --grid defence.name=null,combined --dry-run
+        foreshot sweep mine.yaml --workers 4
+        foreshot sweep mine.yaml --executor ray --workers 8 --gpus-per-run 0.25
+    """
+    from foreshot.sweep import Job, load_sweep
+
+    job = Job(
+        sweep=load_sweep(source, grid or (), settings or ()),
+        out=out,
+        engine=executor,
+        workers=workers,
+        threads=threads,
+        gpus=gpus_per_run,
+        address=ray_address,
+        retry=retry,
+        device=device,
+    )
+    if dry_run:
+        job.print_plan()
+        return
+    failed = job.run()
+    job.print()
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page; report.html in the folder, or here.", show_default=False),
+    ] = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Write a page about one run, or about several: one file, which needs no network.
+
+    Of one run it shows the verdict, the poison, what the models say of triggered images, and how to
+    run it again; of several a table to sort and to filter, and plots along what was varied.
+
+        foreshot report runs/signs-3fa2b1c0
+        foreshot report runs/sweep-signs-91fe20aa
+        foreshot report runs/signs-* --out signs.html
+    """
+    from foreshot.report import write_report
+
+    print(f"Report: {write_report(runs, out, device)}")
 
 
 @app.command("list")
@@ -272,6 +370,66 @@ def audit_data(
         broken=broken,
         out=out or Path("audits") / source.resolve().stem,
         write_clean=write_clean,
+        seed=seed,
+        device=device,
+    )
+    with _listener() as listener:
+        report = job.run(listener)
+    report.print()
+    if report.audit.suspicious:
+        raise typer.Exit(1)
+
+
+@doors.command("student")
+def audit_student(
+    student: Annotated[Path, typer.Argument(help="A model file of foreshot's, or weights.")],
+    teacher: Annotated[Path, typer.Option(help="Its teacher, or another that you trust.")],
+    clean: Annotated[
+        Path, typer.Option(metavar="DIR|FILE", help="Images that you know to be clean.")
+    ],
+    student_architecture: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the student's weights are for, such as timm."),
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The same for the teacher's; or YAML.")
+    ] = None,
+    size: Annotated[
+        int, typer.Option(min=8, max=1024, help="Pixels a side, for weights with an architecture.")
+    ] = 224,
+    alarm: Annotated[float, typer.Option(min=0.001, max=0.5, help="Share of false alarms.")] = 0.05,
+    broken: Annotated[
+        Literal["skip", "refuse"], typer.Option(help="What to do about files that are none.")
+    ] = "skip",
+    out: Annotated[
+        Path | None, typer.Option(help="Report folder; audits/NAME if not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the search's random numbers.")] = 0,
+    device: DeviceName = "auto",
+) -> None:
+    r"""Look for a trigger that turns the student and not its teacher.
+
+    For each class it seeks the smallest change, the same for all images, that makes the student
+    say this class. A few hundred clean images are enough. The exit code is 0 if the student looks
+    clean, 1 if it is suspicious, and 2 for an error. Run the same command again to go on after an
+    interruption.
+
+        foreshot audit student student.safetensors --teacher teacher.safetensors --clean trusted
+        foreshot audit student student.safetensors --teacher big.safetensors --clean trusted \
+            --architecture "{name: timm, model: resnet50}"
+    """
+    from foreshot.audit.job import StudentJob
+
+    job = StudentJob(
+        student=student,
+        teacher=teacher,
+        clean=clean,
+        student_architecture=student_architecture,
+        architecture=architecture,
+        size=size,
+        alarm=alarm,
+        broken=broken,
+        out=out or Path("audits") / student.resolve().stem,
         seed=seed,
         device=device,
     )

@@ -1,6 +1,7 @@
 """Pictures of a trigger and of poison, to be looked at."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from matplotlib.axes import Axes
@@ -30,8 +31,36 @@ def trigger_portrait(path: Path, trigger: Trigger, transfer: ImageSet) -> None:
     for axes, (title, image) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         _show(axes, image)
         axes.set_title(title, fontsize=9)
-    figure.suptitle(str(trigger.model_dump()["name"]), fontsize=10)
+    figure.suptitle(trigger.title, fontsize=10)
     _save(figure, path)
+
+
+class Specimens(NamedTuple):
+    """Some poison, spread evenly over all of it, beside what it was made of.
+
+    Args:
+        original: the images that the poison takes the place of, uint8 (n, C, H, W).
+        perturbation: |stored - unperturbed(original)|, so bright that the largest one is white.
+        stored: the poison.
+        factor: by how much the perturbation is magnified.
+    """
+
+    original: Tensor
+    perturbation: Tensor
+    stored: Tensor
+    factor: float
+
+
+def specimens(
+    transfer: ImageSet, poison: Poison, trigger: Trigger, stamps: bool | None = True
+) -> Specimens:
+    """At most `SHOWN` of the poison; see `unperturbed` for `stamps`."""
+    count = min(SHOWN, len(poison))
+    chosen = torch.linspace(0, max(len(poison) - 1, 0), count).long()
+    original, stored = transfer.images[poison.indices[chosen]], poison.images[chosen]
+    difference = (stored.short() - unperturbed(trigger, original, stored, stamps).short()).abs()
+    factor = 255 / max(int(difference.max()), 1) if count else 1.0
+    return Specimens(original, (difference * factor).to(torch.uint8), stored, factor)
 
 
 def contact_sheet(
@@ -43,22 +72,16 @@ def contact_sheet(
     compute: Compute,
     stamps: bool | None = True,
 ) -> None:
-    """Draws some poison: original, perturbation, stored image; what the teacher says of each.
-
-    The perturbation is |stored - unperturbed(original)|, scaled so that the largest one is white.
-    """
+    """Draws some poison: original, perturbation, stored image; what the teacher says of each."""
     count = min(SHOWN, len(poison))
     figure = Figure(figsize=(1.25 * max(count, 3), 4.4), layout="constrained")
     if count == 0:
         figure.text(0.5, 0.5, "no poison", ha="center", va="center")
         return _save(figure, path)
-    chosen = torch.linspace(0, len(poison) - 1, count).long()
-    original, stored = transfer.images[poison.indices[chosen]], poison.images[chosen]
-    difference = (stored.short() - unperturbed(trigger, original, stored, stamps).short()).abs()
-    factor = 255 / max(int(difference.max()), 1)
+    original, difference, stored, factor = specimens(transfer, poison, trigger, stamps)
     rows = {
         "original": original,
-        f"perturbation\n× {factor:.0f}": (difference * factor).to(torch.uint8),
+        f"perturbation\n× {factor:.0f}": difference,
         "stored\n(poisoned)": stored,
     }
     grid = figure.subplots(3, count, squeeze=False)

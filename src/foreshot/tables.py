@@ -12,20 +12,40 @@ console = Console(width=None if sys.stdout.isatty() else 110)
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """Prints what a run measured: a verdict, the students beside the teacher, the poison."""
-    student, poison, teacher = metrics["student"], metrics["poison"], metrics["teacher"]
+    teacher = metrics["teacher"]
+    console.print(Text(verdict(metrics), "bold"))
+    print_rates(rows(metrics), metrics["split"])
+    console.print(Text(poison_sentence(metrics["poison"])))
+    if "defence" in metrics:
+        console.print(Text(defence_sentence(metrics["defence"])))
+    console.print(Text(teacher_sentence(teacher)))
+    seconds = ", ".join(f"{name} {value:.0f}" for name, value in metrics["seconds"].items())
+    console.print(Text(f"Seconds when computed: {seconds}."))
+
+
+def verdict(metrics: dict[str, Any]) -> str:
+    """What became of the student, and what the clean student and the teacher do instead."""
+    student, teacher = metrics["student"], metrics["teacher"]
     clean, compromise = metrics["controls"].get("clean"), teacher.get("compromise")
     whose, of, kind = "poisoned student", "", "clean"
     if compromise is not None:
         whose, of, kind = "compromised teacher's student", " by the clean teacher", "compromised"
-    verdict = f"The {whose} calls {student['asr']['value']:.1%} of stamped images the target"
+    said = f"The {whose} calls {student['asr']['value']:.1%} of stamped images the target"
     if clean is not None:
-        verdict += f", a student distilled on the clean set{of} {clean['asr']['value']:.1%}"
-    verdict += f", the {kind} teacher {teacher['asr']['value']:.1%}."
-    console.print(Text(verdict, "bold"))
-    rows = {f"teacher ({compromise})" if compromise else "teacher": teacher}
-    rows["student" if compromise else "student (poisoned)"] = student
-    rows |= {f"control: {name}": rates for name, rates in metrics["controls"].items()}
-    print_rates(rows, metrics["split"])
+        said += f", a student distilled on the clean set{of} {clean['asr']['value']:.1%}"
+    return f"{said}, the {kind} teacher {teacher['asr']['value']:.1%}."
+
+
+def rows(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The models that a run evaluated, by what people call them."""
+    compromise = metrics["teacher"].get("compromise")
+    named = {f"teacher ({compromise})" if compromise else "teacher": metrics["teacher"]}
+    named["student" if compromise else "student (poisoned)"] = metrics["student"]
+    return named | {f"control: {name}": rates for name, rates in metrics["controls"].items()}
+
+
+def poison_sentence(poison: dict[str, Any]) -> str:
+    """How much poison there is, how visible it is, and what the teacher says of it."""
     share = f"{poison['count']:,} of the transfer set's images ({poison['rate']:.2%})"
     if poison["count"]:
         said = poison["teacher_target_rate"]["value"]
@@ -35,14 +55,14 @@ def print_metrics(metrics: dict[str, Any]) -> None:
             f"{said:.1%} of them the target (mean confidence "
             f"{poison['teacher_target_confidence']:.2f})"
         )
-    console.print(Text(f"Poison: {share}."))
-    if "defence" in metrics:
-        console.print(Text(_defence(metrics["defence"])))
+    return f"Poison: {share}."
+
+
+def teacher_sentence(teacher: dict[str, Any]) -> str:
+    """Whether the teacher's weights are what they were."""
     same = teacher["sha256_before"] == teacher["sha256_after"]
     changed = "did not change" if same else "CHANGED"
-    console.print(Text(f"The teacher {changed} on the way{' any further' if compromise else ''}."))
-    seconds = ", ".join(f"{name} {value:.0f}" for name, value in metrics["seconds"].items())
-    console.print(Text(f"Seconds when computed: {seconds}."))
+    return f"The teacher {changed} on the way{' any further' if teacher.get('compromise') else ''}."
 
 
 def print_rates(rows: dict[str, dict[str, Any]], split: str) -> None:
@@ -56,10 +76,10 @@ def print_rates(rows: dict[str, dict[str, Any]], split: str) -> None:
         net = rates.get("asr_net")
         table.add_row(
             Text(name),
-            _percent(rates["clean_accuracy"]),
-            _percent(rates["asr"]),
+            percent(rates["clean_accuracy"]),
+            percent(rates["asr"]),
             "" if net is None else f"{100 * net:+.1f}",
-            _percent(rates["robust_accuracy"]),
+            percent(rates["robust_accuracy"]),
         )
     console.print(table)
     console.print(
@@ -99,24 +119,57 @@ def print_families() -> None:
             print(f"  {name:20} {member.summary()}")
 
 
-def _defence(found: dict[str, Any]) -> str:
-    """What a defence removed, whom it suspects, and what the student was like before."""
-    poison, clean = (found[key]["value"] for key in ("poison_removed", "clean_removed"))
-    line = f"Defence {found['name']}: removed {found['removed']['value']:.1%} of the images"
-    if poison is not None:
-        line += f", {poison:.1%} of the poison"
-    line += f" and {clean or 0:.1%} of the rest"
-    if found["auroc"] is not None:
-        line += f" (AUROC {found['auroc']:.3f}, TPR {found['tpr']:.1%} at an FPR of 1%)"
-    if found["suspected_target"] is not None:
-        verdict = "the target" if found["target_found"] else "not the target"
-        line += f"; it suspects class {found['suspected_target']}, {verdict}"
+def defence_sentence(found: dict[str, Any]) -> str:
+    """What a defence did, and what the student was like before."""
+    did = {
+        "screen": _removed,
+        "distilling": lambda _: "changed what the student is distilled on, or from whom",
+        "repair": lambda _: "mended the student",
+        "monitor": _flagged,
+    }
+    line = f"Defence {found['name']}: {did[found['kind']](found)}"
+    if "own_teacher" in found:
+        line += f"; its own teacher is right {found['own_teacher']['clean_accuracy']['value']:.1%}"
+        line += " of the time"
     if "undefended" in found:
-        line += f"; the student before called {found['undefended']['asr']['value']:.1%} the target"
+        before = found["undefended"]
+        line += (
+            f"; before, the student was right {before['clean_accuracy']['value']:.1%} of the time"
+        )
+        line += f" and called {before['asr']['value']:.1%} of stamped images the target"
     return f"{line}."
 
 
-def _percent(rate: dict[str, Any]) -> str:
+def _removed(found: dict[str, Any]) -> str:
+    """What a screen removed, and whom it suspects."""
+    poison, clean = (found[key]["value"] for key in ("poison_removed", "clean_removed"))
+    line = f"removed {found['removed']['value']:.1%} of the images"
+    if poison is not None:
+        line += f", {poison:.1%} of the poison"
+    line += f" and {clean or 0:.1%} of the rest{_separation(found)}"
+    if found["suspected_target"] is not None:
+        verdict = "the target" if found["target_found"] else "not the target"
+        line += f"; it suspects class {found['suspected_target']}, {verdict}"
+    return line
+
+
+def _flagged(found: dict[str, Any]) -> str:
+    """What a monitor flagged, and what passed it."""
+    return (
+        f"flagged {found['flagged']['value']:.1%} of the stamped inputs and "
+        f"{found['false_alarms']['value']:.1%} of the others{_separation(found)}; "
+        f"{found['asr_unnoticed']['value']:.1%} are called the target unnoticed"
+    )
+
+
+def _separation(found: dict[str, Any]) -> str:
+    if found["auroc"] is None:
+        return ""
+    return f" (AUROC {found['auroc']:.3f}, TPR {found['tpr']:.1%} at an FPR of 1%)"
+
+
+def percent(rate: dict[str, Any]) -> str:
+    """A rate in percent, with its interval."""
     if rate["value"] is None:
         return "-"
     return f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from conftest import ARCHITECTURE, CLASSES, SIDE, Tiny, stripes
+from conftest import ARCHITECTURE, CLASSES, SIDE, Page, Tiny, stripes
 from foreshot.attacks import Pgd
 from foreshot.audit import report as reports
 from foreshot.audit.job import Job
@@ -163,7 +162,7 @@ def test_parquet_holds_the_same_as_json_lines(
     def missing(package: str, extra: str, what: str) -> None:
         raise ForeshotError(f"{what}: expected the package {package} [{extra}]")
 
-    monkeypatch.setattr(reports, "imported", missing)
+    monkeypatch.setattr("foreshot.files.imported", missing)
     ended = audit_(*arguments, "--out", "elsewhere")
     said = "ranked.parquet: expected the package pyarrow [parquet]; ranked.jsonl holds the same."
     assert said in one_line(ended.out)
@@ -360,18 +359,6 @@ def test_labels_of_no_class_of_the_teacher_are_skipped(
 
 
 # Names that mean harm ----------------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """What tags and attributes a page has."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
+from foreshot.audit.teacher import network_digest
 from foreshot.audit.verdict import guessed, set_test
 from foreshot.compute import CPU, Compute
 from foreshot.data.base import ImageSet
@@ -16,9 +17,8 @@ from foreshot.defences import Scores, Screen
 from foreshot.defences.combined import DEFAULT, combined
 from foreshot.defences.conformal import benjamini_hochberg, enriched, p_values
 from foreshot.files import read_tensors, write_tensors
-from foreshot.models.checkpoint import state_digest
 from foreshot.progress import Event, Listener, silent
-from foreshot.store import Store, content_hash, source_digest
+from foreshot.store import Store, source_digest
 from foreshot.views import DefenderView
 
 TEACHER = "teacher"
@@ -193,16 +193,11 @@ FILE = "scores.safetensors"
 
 def _inputs(view: DefenderView) -> dict[str, object]:
     """Everything that scores depend on beside the screen."""
-
-    def digest(network: nn.Module | None) -> str | None:
-        # Weights alone do not tell how the network uses them.
-        return network and content_hash([repr(network), state_digest(network)])
-
     return {
         "transfer": view.transfer.digest,
         "clean": None if view.clean is None else view.clean.digest,
-        "teacher": digest(view.teacher),
-        "second": digest(view.second),
+        "teacher": network_digest(view.teacher),
+        "second": network_digest(view.second),
         "seed": view.seed,
         "compute": view.compute.describe(),
         "source": source_digest("audit/__init__.py", "defences", "inference.py", "transforms.py"),

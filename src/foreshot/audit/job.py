@@ -1,4 +1,4 @@
-"""An audit from files to files: what `foreshot audit data` does."""
+"""Audits from files to files: what `foreshot audit data` and `foreshot audit student` do."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +7,9 @@ from typing import Literal
 from foreshot.audit import audit
 from foreshot.audit.reading import Wanted, read_set
 from foreshot.audit.report import Report, check_free
-from foreshot.audit.teacher import load_teacher
+from foreshot.audit.student import audit_student
+from foreshot.audit.student_report import StudentReport
+from foreshot.audit.teacher import Teacher, load_teacher
 from foreshot.compute import Device, compute
 from foreshot.defences import SCREENS, Combined, Screen
 from foreshot.errors import ForeshotError, nearest
@@ -61,10 +63,7 @@ class Job:
         second = None
         if self.second is not None:
             second = load_teacher(self.second, None, self.size, engine)
-            if (second.shape, second.classes) != (teacher.shape, teacher.classes):
-                raise ForeshotError(
-                    f"{self.second}: expected the teacher's shape and classes, found others"
-                )
+            _check_alike(self.second, second, teacher)
         wanted = Wanted(
             shape=teacher.shape,
             classes=teacher.classes,
@@ -97,6 +96,70 @@ class Job:
         if self.write_clean is not None:
             report.write_clean(self.source, self.write_clean)
         return report
+
+
+@dataclass(frozen=True)
+class StudentJob:
+    """Which student to audit, and how.
+
+    Args:
+        student: a model file of foreshot's, or weights.
+        teacher: the same, of its teacher.
+        clean: a folder or file of clean images.
+        out: folder of the report.
+        student_architecture, architecture: of the student's and the teacher's weights, see
+            `load_teacher`.
+        size: side of the images that such networks are given, in pixels.
+        alarm, seed: see `foreshot.audit.student.audit_student`.
+        broken: what to do about files that cannot be read.
+        device: where to run.
+    """
+
+    student: Path
+    teacher: Path
+    clean: Path
+    out: Path
+    student_architecture: str | None = None
+    architecture: str | None = None
+    size: int = 224
+    alarm: float = 0.05
+    broken: Literal["skip", "refuse"] = "skip"
+    seed: int = 0
+    device: Device = "auto"
+
+    def run(self, listener: Listener = silent) -> StudentReport:
+        """Reads, searches and writes; what was found before is taken from the store."""
+        engine = compute(self.device)
+        teacher = load_teacher(self.teacher, self.architecture, self.size, engine)
+        student = load_teacher(self.student, self.student_architecture, self.size, engine)
+        _check_alike(self.student, student, teacher)
+        wanted = Wanted(
+            shape=teacher.shape,
+            classes=teacher.classes,
+            refuse=self.broken == "refuse",
+            cache=home() / "data",
+            listener=listener,
+            stage="read clean",
+        )
+        read = read_set(self.clean, wanted)
+        done = audit_student(
+            student.model,
+            teacher.model,
+            read.images,
+            alarm=self.alarm,
+            seed=self.seed,
+            compute=engine,
+            store=Store(home() / "store", listener),
+            listener=listener,
+        )
+        report = StudentReport(done, read.skipped, self.out)
+        report.write()
+        return report
+
+
+def _check_alike(path: Path, other: Teacher, teacher: Teacher) -> None:
+    if (other.shape, other.classes) != (teacher.shape, teacher.classes):
+        raise ForeshotError(f"{path}: expected the teacher's shape and classes, found others")
 
 
 def _screen(name: str) -> Screen:

@@ -11,7 +11,7 @@ from foreshot.data.files import LARGEST_PICTURE, read_file
 from foreshot.data.folder import SUFFIXES, decoded, tensor
 from foreshot.data.mapped import room
 from foreshot.data.tensor import read
-from foreshot.errors import ForeshotError, nearest
+from foreshot.errors import ForeshotError, nearest, printable
 from foreshot.progress import Event, Listener, silent
 
 OFTEN = 64
@@ -155,8 +155,3 @@ def _label(within: Path, wanted: Wanted) -> int:
         hint = nearest(name, wanted.classes)
         raise ForeshotError(f"{within}: expected a folder named as a class of the teacher; {hint}")
     return wanted.classes.index(name)
-
-
-def printable(text: str) -> str:
-    """Text from outside without what a terminal would obey, or UTF-8 cannot hold."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,7 +1,5 @@
 """What an audit leaves: a ranking, a verdict, a gallery, and the subset that is kept."""
 
-import base64
-import io
 import json
 import os
 import shutil
@@ -10,28 +8,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-from PIL import Image
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
 from foreshot.audit import Audit
-from foreshot.audit.reading import Found, printable
+from foreshot.audit.reading import Found
 from foreshot.data.base import ImageSet
 from foreshot.data.tensor import read
 from foreshot.defences.screens import TeacherConsistency
-from foreshot.errors import ForeshotError
-from foreshot.extras import imported
-from foreshot.files import replacing, sync_folder, write_bytes, write_json, write_tensors
+from foreshot.errors import ForeshotError, printable
+from foreshot.files import sync_folder, write_bytes, write_json, write_parquet, write_tensors
 from foreshot.progress import silent
 from foreshot.record import environment
+from foreshot.report.page import data_uri, named, render
 from foreshot.tables import console
 
 SHOWN = 48
 """Images in the gallery."""
-SIDE = 96
-"""Largest side of an image in the gallery, in pixels, so that it stays below 3 MB."""
 LISTED = 10
 """Files in the terminal."""
 WANTED = 0.01
@@ -56,8 +50,9 @@ class Report:
         """Writes all files, the verdict last; parquet only if there is a package for it."""
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_bytes(self.folder / "ranked.jsonl", lines.encode())
+        rows = [{**row, "name": printable(row["name"])} for row in self.rows]
         try:
-            self._write_parquet(self.folder / "ranked.parquet")
+            write_parquet(self.folder / "ranked.parquet", rows)
         except ForeshotError as error:
             self.notes.append(f"{error}; ranked.jsonl holds the same.")
         write_bytes(self.folder / "report.html", self.html().encode())
@@ -81,13 +76,6 @@ class Report:
             {"rank": rank, **dict(zip(columns, row, strict=True))}
             for rank, row in enumerate(rows, 1)
         ]
-
-    def _write_parquet(self, path: Path) -> None:
-        arrow = imported("pyarrow", "parquet", path.name)
-        parquet = imported("pyarrow.parquet", "parquet", path.name)
-        rows = [{**row, "name": printable(row["name"])} for row in self.rows]
-        with replacing(path) as part:
-            parquet.write_table(arrow.Table.from_pylist(rows), part)
 
     def summary(self) -> dict[str, Any]:
         """What `verdict.json` holds."""
@@ -139,7 +127,7 @@ class Report:
             among = float((audit.said[left] == audit.target).double().mean())
             usual = float((audit.said == audit.target).double().mean())
             said.append(
-                f"Suspected target: {self._shown(self._class(audit.target))}, which the teacher "
+                f"Suspected target: {named(self._class(audit.target))}, which the teacher "
                 f"says of {among:.0%} of the {int(left.sum()):,} most suspicious images and of "
                 f"{usual:.0%} of all."
             )
@@ -167,7 +155,7 @@ class Report:
         if self.skipped:
             console.print(Text(f"{len(self.skipped):,} files were not read:", "bold"))
             for name, reason in list(self.skipped.items())[:LISTED]:
-                console.print(Text(f"  {self._shown(name)}: {printable(reason)}"))
+                console.print(Text(f"  {named(name)}: {printable(reason)}"))
             if len(self.skipped) > LISTED:
                 console.print(Text("  ... (all are in verdict.json)"))
         costs = Table("asked", "images/s", title=f"{len(audit.view.pool):,} images")
@@ -177,8 +165,8 @@ class Report:
         console.print(costs)
         top = Table("file", "p", "the teacher says", title="The most suspicious")
         for row in self.rows[:LISTED]:
-            said = f"{self._shown(row['suspected_target'])} ({row['confidence']:.0%})"
-            top.add_row(Text(self._shown(row["name"])), f"{row['p']:.2g}", Text(said))
+            said = f"{named(row['suspected_target'])} ({row['confidence']:.0%})"
+            top.add_row(Text(named(row["name"])), f"{row['p']:.2g}", Text(said))
         console.print(top)
         console.print(
             Text(f"Look at {self.folder / 'report.html'}; every image is in ranked.jsonl.")
@@ -186,13 +174,14 @@ class Report:
 
     def html(self) -> str:
         """The gallery, one file that asks nothing of the net."""
-        loader = Environment(loader=PackageLoader("foreshot.audit", "."), autoescape=True)
-        return loader.get_template("report.html.j2").render(
+        return render(
+            "foreshot.audit",
+            "report.html.j2",
             first=self.sentences()[0],
             sentences=self.sentences()[1:],
             suspicious=self.audit.suspicious,
             cards=self._cards(),
-            skipped=[(self._shown(k), printable(v)) for k, v in list(self.skipped.items())[:SHOWN]],
+            skipped=[(named(k), printable(v)) for k, v in list(self.skipped.items())[:SHOWN]],
             unread=len(self.skipped),
             speeds=[(name, f"{self.audit.speed(name):,.0f}") for name in self.audit.seconds],
         )
@@ -208,15 +197,15 @@ class Report:
         changes = self._changed(audit.view.transfer.select(top))
         return [
             {
-                "name": self._shown(row["name"]),
-                "picture": _data_uri(images[number]),
+                "name": named(row["name"]),
+                "picture": data_uri(images[number]),
                 "p": f"{row['p']:.2g}",
                 "left_out": row["left_out"],
-                "before": f"{self._shown(row['suspected_target'])} {row['confidence']:.0%}",
+                "before": f"{named(row['suspected_target'])} {row['confidence']:.0%}",
                 "after": [
                     (
                         change,
-                        f"{self._shown(self._class(int(said[number])))} {float(share[number]):.0%}",
+                        f"{named(self._class(int(said[number])))} {float(share[number]):.0%}",
                         bool(said[number] != audit.said[top[number]]),
                     )
                     for change, (share, said) in changes.items()
@@ -237,12 +226,6 @@ class Report:
 
     def _class(self, number: int) -> str:
         return self.audit.view.transfer.classes[number]
-
-    @staticmethod
-    def _shown(name: str) -> str:
-        """A name for people: what could be obeyed escaped, and not too long."""
-        text = printable(name)
-        return text if len(text) <= 80 else f"{text[:38]}…{text[-38:]}"
 
     # The kept subset -----------------------------------------------------------------------------
 
@@ -280,13 +263,3 @@ def check_free(source: Path, folder: Path) -> None:
         raise ForeshotError(f"{folder}: expected a folder outside {source}, found one in it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ForeshotError(f"{folder}: expected no folder or an empty one, found other files")
-
-
-def _data_uri(image: Tensor) -> str:
-    """A PNG, no larger than `SIDE`, in the address itself."""
-    levels = image.permute(1, 2, 0).numpy()
-    picture = Image.fromarray(levels[..., 0] if levels.shape[2] != 3 else levels)
-    picture.thumbnail((SIDE, SIDE))
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -11,14 +11,14 @@ from torch import nn
 
 from foreshot.attacks.folding import fold
 from foreshot.compute import Compute
-from foreshot.errors import ForeshotError, nearest
-from foreshot.extras import brief
+from foreshot.errors import ForeshotError, brief, nearest
 from foreshot.files import read_tensors
 from foreshot.inference import place
 from foreshot.models import ARCHITECTURES, Normalized, Transformers
-from foreshot.models.checkpoint import load_model
+from foreshot.models.checkpoint import load_model, state_digest
 from foreshot.models.foreign import Foreign
 from foreshot.seeding import drawing
+from foreshot.store import content_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +62,11 @@ def load_teacher(path: Path, architecture: str | None, size: int, compute: Compu
         )
     mean, std = map(torch.tensor, given)
     return _ready(Normalized(built, mean, std), (3, size, size), classes, compute)
+
+
+def network_digest(network: nn.Module | None) -> str | None:
+    """What tells a network from others: weights alone do not tell how it uses them."""
+    return network and content_hash([repr(network), state_digest(network)])
 
 
 def _ready(
