@@ -1,4 +1,4 @@
-"""Writes the tables and plots of README.md and docs/ from claims/, claims/methods/ and claims/map/.
+"""Writes the tables and plots of README.md and docs/ from claims/.
 
     python claims/table.py           writes them
     python claims/table.py --check   exit code 1 if a page holds another one
@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import matrix
 import plots
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,6 +187,21 @@ def render_map(claims: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
+def render_matrix(claims: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tables of attack against defence, in Markdown.
+
+    Args:
+        claims: what `defences.py` wrote, by preset.
+    """
+    if not claims:
+        return "Nothing has been measured yet."
+    parts = []
+    for preset, claim in claims.items():
+        note = f"- [`{preset}`](../claims/defences/{preset}.json): `{claim['command']}`"
+        parts += [*matrix.tables(preset, claim), f"{note}, {_circumstances(claim)}."]
+    return "\n\n".join(parts)
+
+
 def _picture(name: str, text: str) -> str:
     return f"![{text}](map/{name}.svg)"
 
@@ -235,6 +251,7 @@ def main() -> None:
             (ROOT / "README.md", claims, render),
             (docs / "distillation.md", claims / "methods", render_methods),
             (docs / "map.md", claims / "map", render_map),
+            (docs / "matrix.md", claims / "defences", render_matrix),
         )
     }
     axes = plots.resolved(_claims(claims / "map"))

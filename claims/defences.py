@@ -1,0 +1,205 @@
+"""Measures the matrix: every attack against every defence, and what a defence costs without one.
+
+    python claims/defences.py signs                             # all of it, three seeds
+    python claims/defences.py signs --attacks none pgd --seeds 0
+    python claims/defences.py signs --defences combined clp     # some rows
+
+A cell is what `foreshot run` with the command in its row measures. Of most screens it is the scores
+alone; a student is distilled on what those of `DISTILLED` keep. The defender has the clean images
+of `SETTINGS`: enough of them to find 1 % of poison by a screen, and 1 % of the set for a repair.
+Columns named `adaptive` are attackers who know the defence: they craft through the changes that
+it makes, or against several teachers.
+
+One JSON a preset, in claims/defences/, written after every cell; teachers, poison and undefended
+students are shared through the store. Run the same command again to go on: what is in the file is
+not run again, unless the source, the machine or the cell has changed. A cell that fails stays in
+the file.
+"""
+
+import argparse
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from measure import kept
+
+from foreshot.compute import Compute, compute
+from foreshot.config import Config, load_config
+from foreshot.defences import DEFENCES, Monitor, Repair, Screen
+from foreshot.defences.scoring import quality
+from foreshot.errors import ForeshotError
+from foreshot.files import read_json, write_json
+from foreshot.guard import DEFENDING, Guard
+from foreshot.progress import plain
+from foreshot.record import environment
+from foreshot.stages import CRAFTING, Stages
+from foreshot.store import Store, content_hash, home, source_digest
+
+FOLDER = Path(__file__).parent / "defences"
+SOURCE = (*CRAFTING, *DEFENDING, "guard.py", "stages.py", "division.py", "data", "metrics.py")
+"""What the numbers depend on: a row of another source is measured anew."""
+
+Settings = tuple[str, ...]
+
+ONE = "attack.rate=0.01"
+KIND = "{name: resnet, depth: 8, width: 1.5, stem_stride: 2}"
+CHANGES = "attack.through=[none, jpeg, blur, noise, resize, depth]"
+OTHERS = f"surrogate={{training: {{epochs: 8}}, model: {{name: ensemble, count: 3, of: {KIND}}}}}"
+"""An attacker's three teachers, none of them the victim's."""
+COUNTERFACTUAL = "attack.name=counterfactual"
+
+
+def _attacks(*names: str) -> dict[str, Settings]:
+    return {name: (f"attack.name={name}",) for name in names}
+
+
+ATTACKS: dict[str, Settings] = {
+    "none": ("attack.name=clean",),
+    **_attacks("counterfactual", "pgd"),
+    "counterfactual, 1 %": (COUNTERFACTUAL, ONE),
+    "pgd, 1 %": ("attack.name=pgd", ONE),
+    "adaptive: changes": (COUNTERFACTUAL, CHANGES),
+    "adaptive: teachers": (COUNTERFACTUAL, OTHERS),
+    "adaptive: both": (COUNTERFACTUAL, CHANGES, OTHERS),
+    "blend": (COUNTERFACTUAL, "trigger={name: blend, opacity: 0.15}"),
+    **_attacks("fgsm", "cw", "cw_l2", "tang", "dehib", "label_consistent", "sleeper_agent"),
+}
+"""Columns, at a poisoning rate of 5 % where nothing else is said; the most telling come first."""
+SETTINGS: dict[str, dict[str, Settings]] = {
+    "signs": {
+        "repair": ("data.train=6565", "defender.clean=65"),
+        "": ("data.train=7500", "defender.clean=1000"),
+    },
+    "fashion-mnist-10k": {
+        "repair": ("defender.clean=99",),
+        "": ("defender.clean=1000",),
+    },
+}
+"""What each kind of defence has to go on, by preset; the transfer set is the same otherwise."""
+UNDEFENDED = "none"
+DISTILLED = ("combined", "consistency", "second_teacher")
+"""Screens on whose result a student is distilled: the ones that an engineer would switch on."""
+NEEDS_LABELS = ("label_disagreement",)
+"""Not in the matrix: an attack that changes images alone leaves the labels right."""
+ROWS = (UNDEFENDED, *(name for name in DEFENCES if name not in NEEDS_LABELS))
+
+
+def config_of(preset: str, attack: str, defence: str, seed: int) -> Config:
+    """The experiment of a cell."""
+    return load_config(preset, settings_of(preset, attack, defence, seed))
+
+
+def settings_of(preset: str, attack: str, defence: str, seed: int) -> list[str]:
+    """What a cell sets over its preset."""
+    kinds = SETTINGS[preset]
+    kind = "" if defence == UNDEFENDED else DEFENCES[defence].kind
+    chosen = [] if defence == UNDEFENDED else [f"defence.name={defence}"]
+    return [*kinds.get(kind, kinds[""]), *ATTACKS[attack], *chosen, f"seed={seed}"]
+
+
+def measure(config: Config, store: Store, engine: Compute, distil: bool) -> dict[str, Any]:
+    """One cell with one seed.
+
+    Args:
+        config: its experiment.
+        store: where finished stages are.
+        engine: where to run.
+        distil: whether a student is distilled on what a screen keeps.
+    """
+    stages = Stages(config, store, engine, home() / "data", plain)
+    guard, teacher = Guard(stages), stages.teacher()
+    stages.learn_trigger(teacher)
+    poison = stages.poison(teacher)
+    found: dict[str, Any] = {"poison": len(poison.poison)}
+    if isinstance(config.defence, Screen):
+        screened = guard.screen(teacher, poison)
+        found["screen"] = quality(screened.verdict, poison.poison, config.target)
+        found["seconds"] = screened.artefact.seconds
+        if not distil:
+            return found
+    defended = guard.student(teacher, poison)
+    if isinstance(config.defence, Monitor):
+        watch = guard.watch(teacher, poison, defended.student)
+        found["monitor"] = read_json(watch.folder / "watch.json")
+        found["seconds"] = watch.seconds
+    students = {"student": defended.student}
+    if isinstance(config.defence, Repair) and defended.undefended is not None:
+        students["before"] = defended.undefended
+    measured, _ = stages.evaluation(teacher, poison, students)
+    found["student"] = {key: measured["student"][key] for key in ("clean_accuracy", "asr")}
+    if isinstance(config.defence, Repair):
+        found["undefended"] = {key: measured["before"][key] for key in ("clean_accuracy", "asr")}
+    found["teacher"] = {key: measured["teacher"][key] for key in ("clean_accuracy", "asr")}
+    found.setdefault("seconds", defended.student.artefact.seconds)
+    return found
+
+
+def fill(preset: str, attacks: list[str], rows: list[str], seeds: list[int], device: str) -> None:
+    """Measures what the preset's file lacks; writes it after each cell."""
+    engine, circumstances = compute(device), environment()  # pyright: ignore[reportArgumentType]
+    same = {
+        "schema": 1,
+        "preset": preset,
+        "code": source_digest(*SOURCE),
+        **engine.describe(),
+        **{key: circumstances[key] for key in ("versions", "host")},
+    }
+    store, out = Store(home() / "store", plain), FOLDER / f"{preset}.json"
+    done = {(run["attack"], run["defence"], run["seed"]): run for run in kept(out, same)}
+    about = same | {
+        "command": f"python claims/defences.py {preset}",
+        "source": circumstances["source"],
+    }
+    cells = [(a, d, s) for s in seeds for a in attacks for d in rows]
+    for number, (attack, defence, seed) in enumerate(cells, 1):
+        settings = settings_of(preset, attack, defence, seed)
+        config = load_config(preset, settings)
+        digest = content_hash(config.model_dump(mode="json", exclude_unset=True))
+        if done.get((attack, defence, seed), {}).get("config") == digest:
+            continue
+        keys = [part for key in settings for part in ("--set", key)]
+        run = {
+            "attack": attack,
+            "defence": defence,
+            "seed": seed,
+            "ok": True,
+            "config": digest,
+            "command": shlex.join(["foreshot", "run", preset, *keys]),
+        }
+        try:
+            distil = defence in DISTILLED
+            run |= measure(config, store, engine, distil)
+            told = [f"AUROC {run['screen']['auroc']}"] if "screen" in run else []
+            told += [f"ASR {run['student']['asr']['value']:.1%}"] if "student" in run else []
+        except (ForeshotError, RuntimeError) as error:  # RuntimeError: torch's own
+            run |= {"ok": False, "failed": str(error)}
+            told = [f"FAILED: {error}"]
+        said = ", ".join(told)
+        print(f"{number}/{len(cells)}: {attack} | {defence}, seed {seed}: {said}", flush=True)
+        done[attack, defence, seed] = run
+        date = datetime.now(UTC).date().isoformat()
+        write_json(out, about | {"date": date, "runs": list(done.values())})
+
+
+def main() -> None:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("preset", choices=SETTINGS)
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
+    parser.add_argument("--defences", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    given = parser.parse_args()
+    try:
+        fill(given.preset, given.attacks, given.defences, given.seeds, given.device)
+    except ForeshotError as error:
+        print(f"defences: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The tables of attack against defence, of what `defences.py` wrote: `table.py` calls it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+Runs = Sequence[dict[str, Any]]
+Show = Callable[[Runs], str]
+"""How the runs of a cell, one a seed, are told."""
+
+NONE = "none"
+"""The column without an attack, and the row without a defence."""
+
+
+def tables(preset: str, claim: Mapping[str, Any]) -> list[str]:
+    """The tables of one preset, in Markdown.
+
+    Args:
+        preset: its name.
+        claim: what `defences.py` wrote of it.
+    """
+    runs: Runs = claim["runs"]
+    screens, monitors = with_part(runs, "screen"), with_part(runs, "monitor")
+    students = with_part([run for run in runs if "monitor" not in run], "student")
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
+    parts = [
+        f"### {preset}",
+        f"Seeds {seeds}; means over them, in % but for AUROC.",
+        "#### The student",
+        "ASR, and behind it clean accuracy, of the student that is used in the end. The column "
+        f"`{NONE}` has no poison: there, what a defence costs. Repairs have less clean data than "
+        "the others, and an undefended student of their own set beside them.",
+        table(students, asr),
+        "#### Ranking",
+        "The mean over all attacks that were measured, and over the adaptive ones; the most clean "
+        "accuracy that is lost against no defence, with and without poison.",
+        ranking(students),
+        "#### Screens",
+        "AUROC, and behind it the share of the poison found at 1 % of the clean images; without "
+        "an attack, the share of the images that is removed.",
+        table(screens, found),
+    ]
+    if monitors:
+        parts += [
+            "#### Monitors",
+            "AUROC of stamped inputs against clean ones, and behind it the ASR that goes "
+            "unnoticed at the alarms that the monitor allows.",
+            table(monitors, noticed),
+        ]
+    failed = [run for run in runs if not run["ok"]]
+    if failed:
+        lines = (
+            f"- {r['attack']} against {r['defence']}, seed {r['seed']}: {r['failed']}"
+            for r in failed
+        )
+        parts += ["#### Failed", "\n".join(lines)]
+    return parts
+
+
+def with_part(runs: Runs, part: str) -> Runs:
+    """The runs that hold a part."""
+    return [run for run in runs if part in run]
+
+
+def table(runs: Runs, show: Show) -> str:
+    """Defences down, attacks across, in the order in which they were measured; then the seconds."""
+    attacks, defences = names(runs, "attack"), names(runs, "defence")
+    rows = [("defence", *attacks, "seconds"), ("---", *("--:",) * (len(attacks) + 1))]
+    for defence in defences:
+        cells = [show(of(runs, attack, defence)) for attack in attacks]
+        seconds = mean(run["seconds"] for run in runs if run["defence"] == defence)
+        rows.append((f"`{defence}`", *cells, f"{seconds:.1f}"))
+    return markdown(rows)
+
+
+def ranking(runs: Runs) -> str:
+    """The defences by the ASR that they leave."""
+    attacks = [name for name in names(runs, "attack") if name != NONE]
+    adaptive = [name for name in attacks if name.startswith("adaptive")]
+    rows = []
+    for defence in names(runs, "defence"):
+        mine = [run for run in runs if run["defence"] == defence]
+        asrs = values((run for run in mine if run["attack"] in attacks), "asr")
+        worst = values((run for run in mine if run["attack"] in adaptive), "asr")
+        # A repair stands beside the undefended student of its own transfer set.
+        losses = [
+            (run.get("undefended") or undefended)["clean_accuracy"]["value"]
+            - run["student"]["clean_accuracy"]["value"]
+            for run in mine
+            for other in of(runs, run["attack"], NONE)
+            if other["seed"] == run["seed"]
+            for undefended in [other["student"]]
+        ]
+        if asrs and losses:
+            rows.append((mean(asrs), f"`{defence}`", percent(asrs), percent(worst), max(losses)))
+    head = ("defence", "ASR", "ASR, adaptive attacks", "most accuracy lost, points")
+    lines = [(name, asr, bad, f"{100 * lost:.1f}") for _, name, asr, bad, lost in sorted(rows)]
+    return markdown([head, ("---", *("--:",) * 3), *lines])
+
+
+def asr(runs: Runs) -> str:
+    """ASR and clean accuracy."""
+    if not runs:
+        return ""
+    accuracy = percent(values(runs, "clean_accuracy"))
+    return f"{percent(values(runs, 'asr'))} ({accuracy})"
+
+
+def found(runs: Runs) -> str:
+    """AUROC and TPR, or what is removed where there is no poison."""
+    if not runs:
+        return ""
+    of_all = [run["screen"] for run in runs]
+    if any(one["auroc"] is None for one in of_all):
+        return percent([one["removed"]["value"] for one in of_all])
+    auroc = mean(one["auroc"] for one in of_all)
+    return f"{auroc:.3f} ({percent([one['tpr'] for one in of_all])})"
+
+
+def noticed(runs: Runs) -> str:
+    """AUROC and the ASR that is left."""
+    if not runs:
+        return ""
+    auroc = mean(run["monitor"]["auroc"] for run in runs)
+    left = percent([run["monitor"]["asr_unnoticed"]["value"] for run in runs])
+    return f"{auroc:.3f} ({left})"
+
+
+def of(runs: Runs, attack: str, defence: str) -> Runs:
+    """The runs of a cell."""
+    return [run for run in runs if (run["attack"], run["defence"]) == (attack, defence)]
+
+
+def names(runs: Runs, key: str) -> list[str]:
+    """The attacks or the defences, in order."""
+    return list(dict.fromkeys(run[key] for run in runs))
+
+
+def values(runs: Iterable[dict[str, Any]], key: str) -> list[float]:
+    """A rate of the students."""
+    return [run["student"][key]["value"] for run in runs]
+
+
+def percent(rates: Sequence[float]) -> str:
+    """The mean, in %."""
+    return f"{100 * mean(rates):.1f}" if rates else ""
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
