@@ -136,7 +136,7 @@ def test_check_fails_on_a_stale_readme(
 ):
     readme, docs = tmp_path / "README.md", tmp_path / "docs"
     docs.mkdir()
-    for path in (readme, docs / "distillation.md", docs / "map.md"):
+    for path in (readme, *(docs / f"{name}.md" for name in ("distillation", "map", "matrix"))):
         path.write_text(f"{table.BEGIN}\n{table.END}\n")
     measure.write_json(tmp_path / "claims" / "b.json", claims["b"])
     monkeypatch.setattr(table, "ROOT", tmp_path)

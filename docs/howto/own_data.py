@@ -23,7 +23,8 @@ for name, part in (("train", slice(0, 1400)), ("test", slice(1400, None))):
 
 # In a shell: foreshot run digits --set "data={name: tensor, path: ..., test_path: ...}"
 data = "{name: tensor, path: mine/train.safetensors, test_path: mine/test.safetensors}"
-config = foreshot.load_config("digits", [f"data={data}", "target=3", "controls=[clean]"])
+quick = ["controls=[clean]", "teacher.training.epochs=4", "student.training.epochs=4"]
+config = foreshot.load_config("digits", [f"data={data}", "target=3", *quick])
 metrics = foreshot.run(config, Path("runs/mine"))
 
 student, clean = metrics["student"], metrics["controls"]["clean"]
