@@ -79,6 +79,9 @@ SETTINGS: dict[str, dict[str, Settings]] = {
 }
 """What each kind of defence has to go on, by preset; the transfer set is the same otherwise."""
 UNDEFENDED = "none"
+WITHOUT = "disagreement"
+"""What stands in a config without a defence: a monitor leaves the student as it is, and the clean
+images are set aside as for all others; without it the transfer set would be larger."""
 DISTILLED = ("combined", "consistency", "second_teacher")
 """Screens on whose result a student is distilled: the ones that an engineer would switch on."""
 NEEDS_LABELS = ("label_disagreement",)
@@ -93,20 +96,19 @@ def config_of(preset: str, attack: str, defence: str, seed: int) -> Config:
 
 def settings_of(preset: str, attack: str, defence: str, seed: int) -> list[str]:
     """What a cell sets over its preset."""
-    kinds = SETTINGS[preset]
-    kind = "" if defence == UNDEFENDED else DEFENCES[defence].kind
-    chosen = [] if defence == UNDEFENDED else [f"defence.name={defence}"]
-    return [*kinds.get(kind, kinds[""]), *ATTACKS[attack], *chosen, f"seed={seed}"]
+    kinds, name = SETTINGS[preset], WITHOUT if defence == UNDEFENDED else defence
+    own = kinds.get(DEFENCES[name].kind, kinds[""])
+    return [*own, *ATTACKS[attack], f"defence.name={name}", f"seed={seed}"]
 
 
-def measure(config: Config, store: Store, engine: Compute, distil: bool) -> dict[str, Any]:
+def measure(config: Config, store: Store, engine: Compute, defence: str) -> dict[str, Any]:
     """One cell with one seed.
 
     Args:
         config: its experiment.
         store: where finished stages are.
         engine: where to run.
-        distil: whether a student is distilled on what a screen keeps.
+        defence: its row.
     """
     stages = Stages(config, store, engine, home() / "data", plain)
     guard, teacher = Guard(stages), stages.teacher()
@@ -117,10 +119,10 @@ def measure(config: Config, store: Store, engine: Compute, distil: bool) -> dict
         screened = guard.screen(teacher, poison)
         found["screen"] = quality(screened.verdict, poison.poison, config.target)
         found["seconds"] = screened.artefact.seconds
-        if not distil:
+        if defence not in DISTILLED:
             return found
     defended = guard.student(teacher, poison)
-    if isinstance(config.defence, Monitor):
+    if isinstance(config.defence, Monitor) and defence != UNDEFENDED:
         watch = guard.watch(teacher, poison, defended.student)
         found["monitor"] = read_json(watch.folder / "watch.json")
         found["seconds"] = watch.seconds
@@ -169,8 +171,7 @@ def fill(preset: str, attacks: list[str], rows: list[str], seeds: list[int], dev
             "command": shlex.join(["foreshot", "run", preset, *keys]),
         }
         try:
-            distil = defence in DISTILLED
-            run |= measure(config, store, engine, distil)
+            run |= measure(config, store, engine, defence)
             told = [f"AUROC {run['screen']['auroc']}"] if "screen" in run else []
             told += [f"ASR {run['student']['asr']['value']:.1%}"] if "student" in run else []
         except (ForeshotError, RuntimeError) as error:  # RuntimeError: torch's own
