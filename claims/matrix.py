@@ -32,8 +32,8 @@ def tables(preset: str, claim: Mapping[str, Any]) -> list[str]:
         "the others, and an undefended student of their own set beside them.",
         table(students, asr),
         "#### Ranking",
-        "The mean over all attacks that were measured, and over the adaptive ones; the most clean "
-        "accuracy that is lost against no defence, with and without poison.",
+        "ASR: the mean over all attacks that were measured, and over the adaptive ones. Accuracy: "
+        "what is lost against no defence, in points, the mean over all columns and the most.",
         ranking(students),
         "#### Screens",
         "AUROC, and behind it the share of the poison found at 1 % of the clean images; without "
@@ -84,18 +84,19 @@ def ranking(runs: Runs) -> str:
         worst = values((run for run in mine if run["attack"] in adaptive), "asr")
         # A repair stands beside the undefended student of its own transfer set.
         losses = [
-            (run.get("undefended") or undefended)["clean_accuracy"]["value"]
+            run.get("undefended", other["student"])["clean_accuracy"]["value"]
             - run["student"]["clean_accuracy"]["value"]
             for run in mine
             for other in of(runs, run["attack"], NONE)
             if other["seed"] == run["seed"]
-            for undefended in [other["student"]]
         ]
         if asrs and losses:
-            rows.append((mean(asrs), f"`{defence}`", percent(asrs), percent(worst), max(losses)))
-    head = ("defence", "ASR", "ASR, adaptive attacks", "most accuracy lost, points")
-    lines = [(name, asr, bad, f"{100 * lost:.1f}") for _, name, asr, bad, lost in sorted(rows)]
-    return markdown([head, ("---", *("--:",) * 3), *lines])
+            lost = (f"{100 * of_all(losses):+.1f}" for of_all in (mean, max))
+            row = (f"`{defence}`", percent(asrs), percent(worst), *lost, str(len(asrs)))
+            rows.append((mean(asrs), row))
+    head = ("defence", "ASR", "ASR, adaptive", "accuracy lost", "at most", "attacked students")
+    ordered = [row for _, row in sorted(rows)]
+    return markdown([head, ("---", *("--:",) * (len(head) - 1)), *ordered])
 
 
 def asr(runs: Runs) -> str:

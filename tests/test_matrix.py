@@ -1,0 +1,79 @@
+"""claims/defences.py, and the tables that are made of what it writes."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foreshot.compute import CPU
+from foreshot.experiment import run as run_experiment
+from foreshot.store import Store
+from test_claims import rate
+
+defences, matrix = import_module("defences"), import_module("matrix")
+
+
+@pytest.mark.parametrize("preset", defences.SETTINGS)
+def test_a_cell_is_what_its_names_say(preset: str) -> None:
+    for attack in defences.ATTACKS:
+        for defence in defences.ROWS:
+            config = defences.config_of(preset, attack, defence, 3)
+            expected = defences.WITHOUT if defence == defences.UNDEFENDED else defence
+            assert (config.defence.name, config.seed) == (expected, 3)
+            assert config.attack.rate == (0.01 if "1 %" in attack else 0.05)
+            if attack in ("fgsm", "pgd", "cw"):
+                assert config.attack.name == attack
+            # Enough for a screen to find 1 % of poison; for a repair 1 % of the set itself.
+            if config.defence.kind == "repair":
+                assert config.defender.clean <= 100
+            else:
+                assert 2 / (config.defender.clean * config.defender.level) <= 0.0101
+
+
+def test_a_cell_is_what_foreshot_run_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = [f"{who}.training.epochs=1" for who in ("teacher", "student")]
+    settings = (*quick, "controls=[]", "defender.clean=300")
+    monkeypatch.setitem(defences.SETTINGS, "digits", {"": settings})
+    monkeypatch.setenv("FORESHOT_HOME", str(tmp_path / "home"))
+    store = Store(tmp_path / "home" / "store")
+    for defence in ("consistency", "disagreement", "none"):
+        config = defences.config_of("digits", "pgd", defence, 0)
+        found = defences.measure(config, store, CPU, defence)
+        metrics = run_experiment(config, tmp_path / defence, device="cpu")
+        for key in ("clean_accuracy", "asr"):
+            assert found["student"][key] == metrics["student"][key]
+        if defence == "consistency":
+            assert found["screen"].items() <= metrics["defence"].items()
+        elif defence == "disagreement":
+            assert found["monitor"].items() <= metrics["defence"].items()
+        else:
+            assert not found.keys() & {"monitor", "screen"}
+
+
+def test_the_ranking_compares_with_the_undefended_student_of_the_same_set() -> None:
+    def run(attack: str, defence: str, accuracy: int, asr: int, **more: Any) -> dict[str, Any]:
+        student = {"clean_accuracy": rate(accuracy), "asr": rate(asr)}
+        about = {"attack": attack, "defence": defence, "seed": 0, "ok": True, "seconds": 1.0}
+        return about | {"student": student} | more
+
+    runs = [
+        run("none", "none", 900, 0),
+        run("pgd", "none", 890, 800),
+        run("adaptive: both", "none", 880, 700),
+        run("none", "mild", 880, 0),
+        run("pgd", "mild", 870, 10),
+        run("adaptive: both", "mild", 890, 500),
+        run("pgd", "mended", 800, 100, undefended={"clean_accuracy": rate(830)}),
+    ]
+    table = matrix.ranking(runs).splitlines()[2:]
+    assert table == [
+        "| `mended` | 10.0 |  | +3.0 | +3.0 | 1 |",
+        "| `mild` | 25.5 | 50.0 | +1.0 | +2.0 | 2 |",
+        "| `none` | 75.0 | 70.0 | +0.0 | +0.0 | 2 |",
+    ]
+    students = matrix.table(runs, matrix.asr).splitlines()
+    assert students[0] == "| defence | none | pgd | adaptive: both | seconds |"
+    assert students[3] == "| `mild` | 0.0 (88.0) | 1.0 (87.0) | 50.0 (89.0) | 1.0 |"
