@@ -420,6 +420,9 @@ def audit_student(
     """
     from foreshot.audit.job import StudentJob
 
+    # The students of all runs are called the same; their folders are not.
+    path = student.resolve()
+    name = f"{path.parent.name}-student" if path.stem == "student" else path.stem
     job = StudentJob(
         student=student,
         teacher=teacher,
@@ -429,7 +432,7 @@ def audit_student(
         size=size,
         alarm=alarm,
         broken=broken,
-        out=out or Path("audits") / student.resolve().stem,
+        out=out or Path("audits") / name,
         seed=seed,
         device=device,
     )

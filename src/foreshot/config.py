@@ -5,17 +5,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from foreshot.attacks import AnyAttack, Pgd
-from foreshot.compression import AnyCompression
+from foreshot.compression import AnyCompression, Prune
 from foreshot.compromises import AnyCompromise
 from foreshot.compute import Precision
 from foreshot.data import AnyDataset, Signs
-from foreshot.defences import AnyDefence
+from foreshot.defences import AnyDefence, Repair
 from foreshot.distillation import KD, Term
 from foreshot.errors import ForeshotError, nearest
 from foreshot.family import Member, Part
@@ -135,6 +135,15 @@ class Config(Part):
     compression: AnyCompression | None = None
     distillation: Distillation = Distillation()
     controls: tuple[Control, ...] = ("clean", "trigger_only")
+
+    @model_validator(mode="after")
+    def _repair_keeps_what_is_pruned(self) -> Self:
+        if isinstance(self.defence, Repair) and isinstance(self.compression, Prune):
+            raise ValueError(
+                "a repair would train the weights that compression prune has set to zero; expected "
+                "one of the two"
+            )
+        return self
 
     @property
     def split(self) -> str:

@@ -97,7 +97,7 @@ def run(
         beside[UNDEFENDED] = before_defence
     measured, last = stages.evaluation(taught, crafted, students | beside)
     about = {"sha256_before": before, "sha256_after": state_digest(taught.model)}
-    parts = {"teacher": honest, "poison": crafted, "distill": students["student"]}
+    parts = {"teacher": honest, "poison": crafted, "distill": defended["student"].distilled}
     if config.compromise is not None:
         about["compromise"] = config.compromise.name
         parts["compromise"] = taught
@@ -195,7 +195,7 @@ def _seconds(
     guarded, *others = defended.values()
     if guarded.seconds + watching:
         parts["defence"] = guarded.seconds + watching
-    parts["controls"] = sum(done.seconds + done.student.artefact.seconds for done in others)
+    parts["controls"] = sum(done.seconds + done.distilled.artefact.seconds for done in others)
     parts["evaluate"] = last
     parts = {name: round(seconds, 3) for name, seconds in parts.items()}
     return parts | {"total": round(sum(parts.values()), 3)}

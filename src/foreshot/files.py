@@ -48,8 +48,19 @@ def remove_parts(folder: Path) -> None:
     """Removes what processes left in a folder that were killed while they wrote into it."""
     for part in folder.rglob(f".*{PART}"):
         writer = part.name.split(".")[-2]
-        if not (writer.isdecimal() and Path("/proc", writer).exists()):
+        if not (writer.isdecimal() and _alive(int(writer))):
             part.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    """Whether a process of this machine is there, be it another user's."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 @contextmanager

@@ -22,10 +22,13 @@ from foreshot.stages import TRAINING, Crafted, Stages, Trained
 from foreshot.store import Artefact, content_hash, source_digest
 from foreshot.views import DefenderView
 
-DEFENDING = (*TRAINING, "defences", "distillation", "lesson.py", "transforms.py", "views.py")
-"""Sources that defences run."""
-SCREENING = ("defences", "transforms.py", "views.py", "inference.py", "models", "seeding.py")
+SCREENING = (
+    *("guard.py", "defences", "transforms.py", "views.py", "poison.py"),
+    *("inference.py", "levels.py", "models", "taps.py", "seeding.py"),
+)
 """Sources that screens run."""
+DEFENDING = (*TRAINING, *SCREENING, "distillation", "lesson.py", "compression/base.py")
+"""Sources that other defences run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,7 @@ class Guarded:
         student: as it is used.
         undefended: as it was, where the defence distilled or found it so.
         screened: what a screen concluded of its transfer set.
+        mended: whether a repair has made `student` of `undefended`.
         teachers: those that the defence trained, by the name of their seconds.
         seconds: what the defence took when it was computed, without `teachers` and the student.
     """
@@ -96,8 +100,14 @@ class Guarded:
     student: Trained
     undefended: Trained | None = None
     screened: Screened | None = None
+    mended: bool = False
     teachers: Mapping[str, Trained] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def distilled(self) -> Trained:
+        """The student as the distillation left it."""
+        return self.undefended if self.mended and self.undefended else self.student
 
     @property
     def files(self) -> list[Path]:
@@ -128,8 +138,13 @@ class Guard:
             case Screen():
                 screened = self.screen(teacher, poison, label)
                 student = self.stages.student(teacher, poison, label, screened)
-                found = screened.student, screened, screened.teachers, screened.seconds
-                return Guarded(student, *found)
+                return Guarded(
+                    student,
+                    screened.student,
+                    screened,
+                    teachers=screened.teachers,
+                    seconds=screened.seconds,
+                )
             case Distilling() as defence:
                 return self._taught_otherwise(defence, teacher, poison, label)
             case Repair() as repair:
@@ -235,7 +250,7 @@ class Guard:
 
         inputs = stages.inputs(DEFENDING, **self._known(teacher, poison, student))
         mended = stages.trained(stages.store.stage("repair", inputs, work, title))
-        return Guarded(mended, student, seconds=mended.artefact.seconds)
+        return Guarded(mended, student, mended=True, seconds=mended.artefact.seconds)
 
     def _view(
         self,

@@ -37,6 +37,12 @@ PATTERN = "trigger-pattern.png"
 PICTURES = ("trigger.png", "poison.png")
 DRAWN = ("teacher.safetensors", "poison.safetensors", PATTERN)
 """What the pictures show."""
+AFTER_POISON = ("screen.*", "student.safetensors", "controls/*.safetensors")
+AFTER = {
+    "teacher.safetensors": (PATTERN, "poison.safetensors", *AFTER_POISON),
+    "poison.safetensors": AFTER_POISON,
+}
+"""What is made of a file, and so has to go when another takes its place."""
 REPORT = "report.html"
 """The page that shows a run folder; it is made of all the rest, the manifest too."""
 
@@ -71,8 +77,9 @@ class RunFolder:
             if file_digest(target) == file_digest(source):
                 return
             drawn = PICTURES if name in DRAWN else ()
-            for derived in ("metrics.json", REPORT, *drawn):
-                (self.path / derived).unlink(missing_ok=True)
+            for derived in ("metrics.json", REPORT, *drawn, *AFTER.get(name, ())):
+                for stale in self.path.glob(derived):
+                    stale.unlink(missing_ok=True)
         with replacing(target) as part:
             shutil.copyfile(source, part)
 

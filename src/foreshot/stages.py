@@ -49,6 +49,7 @@ TRAINING = (
     "levels.py",
     "models",
     "seeding.py",
+    "taps.py",
 )
 CRAFTING = (
     *TRAINING,
@@ -405,7 +406,15 @@ class Stages:
             write_json(folder / "evaluation.json", result)
 
         inputs = self.inputs(
-            ("metrics.py", "inference.py", "levels.py", "triggers", "models"),
+            (
+                "metrics.py",
+                "inference.py",
+                "levels.py",
+                "triggers",
+                "models",
+                "seeding.py",
+                "taps.py",
+            ),
             data=self.digests,
             teacher=teacher.artefact.digest,
             students={name: trained.artefact.digest for name, trained in students.items()},

@@ -21,6 +21,8 @@ from foreshot.files import file_digest, locked, sync_folder, write_json
 from foreshot.progress import Event, Listener, silent
 
 DONE = "done.json"
+MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+"""What says that a file is not there; that it could not be read at the time is no damage."""
 
 
 def home() -> Path:
@@ -101,7 +103,7 @@ class Store:
                 if file_digest(folder / name) != digest:
                     raise ValueError(f"{name} has changed")
             return Artefact(folder, record["digests"], record["seconds"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (*MISSING, ValueError, KeyError, TypeError, AttributeError) as error:
             if folder.exists():
                 message = f"{folder} is damaged ({error}); it is computed again"
                 self.listener(Event(label, "note", message=message))

@@ -465,7 +465,9 @@ def test_nad_needs_stages_and_answers_of_the_teacher(tiny: Tiny, clean: ImageSet
     assert str(error.value) == (
         "defence nad: expected stages named layer1, layer2 and so on, found Normalized without"
     )
-    with pytest.raises(ValueError, match="with guide: tuned, training.augment cannot be strong"):
+    with pytest.raises(
+        ValueError, match="with guide: tuned, training.augment has to be none, crop"
+    ):
         Nad(training=Training(augment="strong"))
     assert Nad(guide="teacher", training=Training(augment="strong")).guide == "teacher"
 

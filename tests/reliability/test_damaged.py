@@ -299,7 +299,8 @@ def test_a_flipped_bit_of_a_given_file_is_refused(kind: str, copy: Place) -> Non
             copy.root / "new",
             store=copy.home / "store",
             device="cpu",
-            **{kind: file},
+            teacher=file if kind == "teacher" else None,
+            poison=file if kind == "poison" else None,
         )
 
 

@@ -169,6 +169,7 @@ def test_a_stage_is_killed_at_every_change_that_it_makes(
 ) -> None:
     stage(tmp_path / "whole")
     (whole,) = (tmp_path / "whole/store/stage").iterdir()
+    number = 0
     for number in range(1, 100):
         root = tmp_path / str(number)
         root.mkdir()

@@ -289,11 +289,12 @@ class _Search:
             "kept": network_digest(kept),
             "clean": self.clean.digest,
             "classes": start.classes.tolist(),
+            "said": sha256(tensor_bytes(self.said)).hexdigest(),
             "start": sha256(tensor_bytes(start.patterns)).hexdigest(),
             "steps": steps,
             "seed": self.seed,
             **self.compute.describe(),
-            "source": source_digest("audit/student.py", "audit/inversion.py", "inference.py"),
+            "source": source_digest("audit", "inference.py", "levels.py", "models", "seeding.py"),
         }
         name = f"audit-{phase.replace(' ', '-')}"
         tensors, about = read_tensors(self.store.stage(name, inputs, write, phase).folder / FILE)

@@ -35,7 +35,8 @@ def write_report(
     if len(paths) == 1:
         run = finished(load_run(paths[0]))
         return write_page(run, _parts(run), compute(device), out)
-    done = [path for path in paths if (path / "metrics.json").exists()]
+    whole = ("metrics.json", "manifest.json")
+    done = [path for path in paths if all((path / name).exists() for name in whole)]
     if not done:
         raise ForeshotError(f"report: expected finished runs, found {len(paths)} that are not")
     runs = [finished(load_run(path)) for path in done]

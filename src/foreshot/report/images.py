@@ -110,7 +110,9 @@ def confusion(
     counts = (labels * count + said).bincount(minlength=count * count).view(count, count)
     wrong = counts.sum(1) - counts.diagonal()
     wrong[target] = -1
-    top = wrong.argsort(descending=True, stable=True)[: min(CLASSES, count - 1)].sort().values
+    wrong[counts.sum(1) == 0] = -1  # classes of which there are no images
+    order = wrong.argsort(descending=True, stable=True)
+    top = order[: min(CLASSES, int((wrong >= 0).sum()))].sort().values
     columns = torch.cat([top, torch.tensor([target])])
     shares = 100 * counts[top].double() / counts[top].sum(1, keepdim=True)
     picked = torch.cat([shares[:, columns], 100 - shares[:, columns].sum(1, keepdim=True)], 1)

@@ -149,7 +149,7 @@ def _plots(runs: Sequence[Run], columns: Columns) -> list[Markup]:
 def _title(line: tuple[str, ...], keys: Sequence[str], lines: Sequence[tuple[str, ...]]) -> str:
     """What tells a line from the others of its plot."""
     return ", ".join(
-        f"{short(key)} {named(value, LABEL)}"
+        f"{short(key)} {value}"
         for key, value, *rest in zip(keys, line, *lines, strict=True)
         if len(set(rest)) > 1
     )
@@ -163,7 +163,7 @@ def _maps(runs: Sequence[Run], columns: Columns) -> list[Markup]:
         cells: dict[tuple[str, str], list[Run]] = defaultdict(list)
         for run, *values in zip(runs, *(columns[key] for key in pair), strict=True):
             if ABSENT not in values:
-                first, second = (named(shown(value), LABEL) for value in values)
+                first, second = map(shown, values)
                 cells[first, second].append(run)
         rows, heads = (list(dict.fromkeys(cell[side] for cell in cells)) for side in (0, 1))
         crossed = all(
@@ -177,7 +177,8 @@ def _maps(runs: Sequence[Run], columns: Columns) -> list[Markup]:
             ]
             texts = [[_text(some) for some in line] for line in grid]
             sides = short(pair[0]), short(pair[1])
-            found.append(charts.heat(rows, heads, shares, texts, sides))
+            down, across = ([named(name, LABEL) for name in names] for names in (rows, heads))
+            found.append(charts.heat(down, across, shares, texts, sides))
     return found[:MAPS]
 
 

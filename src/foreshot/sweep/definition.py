@@ -103,7 +103,7 @@ class Sweep(Part):
                 varied = (*together, *point)
                 settings = (*self.set, *varied)
                 cell = Cell(settings, varied, load_config(self.preset, settings))
-                found.setdefault(cell.name[-8:], cell)
+                found.setdefault(content_hash(cell.config.model_dump(mode="json")), cell)
         return list(found.values())
 
 

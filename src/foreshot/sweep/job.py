@@ -130,7 +130,8 @@ class Job:
                     shown.ended(names[number], failure and failure.reason)
         finally:
             folder.write_results()
-        return sum(folder.failure(cell.name) is not None for cell in self.cells)
+        missing = (c.name for c in self.cells if not finished(folder.run(c.name)))
+        return sum(folder.failure(name) is not None for name in missing)
 
     def print_plan(self) -> None:
         """Prints what would be done."""

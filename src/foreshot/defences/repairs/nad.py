@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from torch import nn
 
+from foreshot.augment import STRONG
 from foreshot.defences.repairs.tuning import Tuning
 from foreshot.distillation import AT, Term
 from foreshot.errors import ForeshotError
@@ -34,8 +35,10 @@ class Nad(Tuning):
 
     @model_validator(mode="after")
     def _guide_is_not_asked_for_answers(self) -> Self:
-        if (self.guide, self.training.augment) == ("tuned", "strong"):
-            raise ValueError("with guide: tuned, training.augment cannot be strong")
+        if self.guide == "tuned" and self.training.augment in STRONG:
+            raise ValueError(
+                "with guide: tuned, training.augment has to be none, crop or crop_flip"
+            )
         return self
 
     def mend(self, student: Normalized, view: DefenderView) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 
+from foreshot.augment import STRONG
 from foreshot.defences.pool import Need, there
 from foreshot.defences.repairs.base import Repair
 from foreshot.distillation import KD, Distiller, Term
@@ -72,7 +73,7 @@ class Tuning(Repair):
                     f"defence {self.title}: expected a clean set with labels, found none"
                 )
             targets["y"] = clean.labels
-        elif augment != "strong":
+        elif augment not in STRONG:
             asked = view.teacher
         fit(
             module,
