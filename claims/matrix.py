@@ -1,5 +1,6 @@
 """The tables of attack against defence, of what `defences.py` wrote: `table.py` calls it."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
@@ -22,10 +23,11 @@ def tables(preset: str, claim: Mapping[str, Any]) -> list[str]:
     runs: Runs = claim["runs"]
     screens, monitors = with_part(runs, "screen"), with_part(runs, "monitor")
     students = with_part([run for run in runs if "monitor" not in run], "student")
-    seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
+    seeds = Counter(run["seed"] for run in runs)
+    counted = ", ".join(f"{count} of seed {seed}" for seed, count in sorted(seeds.items()))
     parts = [
         f"### {preset}",
-        f"Seeds {seeds}; means over them, in % but for AUROC.",
+        f"{len(runs)} runs, {counted}; means over the seeds of a cell, in % but for AUROC.",
         "#### The student",
         "ASR, and behind it clean accuracy, of the student that is used in the end. The column "
         f"`{NONE}` has no poison: there, what a defence costs. Repairs have less clean data than "

@@ -24,6 +24,20 @@ from foreshot.training import Samples, Supervised, Training, fit
 from foreshot.triggers import Patch
 
 torch.set_num_threads(1)
+DIGITS = """
+precision: float32
+data: {name: digits}
+teacher:
+  model: {name: resnet, depth: 8, width: 0.5, stem_stride: 2}
+  training: {epochs: 1, batch: 64}
+trigger: {name: patch, size: 2}
+attack: {name: pgd, rate: 0.02, steps: 1, retries: 0}
+student:
+  model: {name: resnet, depth: 8, width: 0.25, stem_stride: 2}
+  training: {epochs: 1, batch: 64}
+controls: [clean]
+"""
+"""A config whose run takes seconds."""
 SIDE = 12
 CLASSES = ("horizontal", "vertical", "diagonal", "blob")
 

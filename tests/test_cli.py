@@ -15,6 +15,7 @@ import yaml
 from typer import TyperException
 
 import foreshot.cli
+from conftest import DIGITS
 from foreshot.attacks import ATTACKS
 from foreshot.cli import main
 from foreshot.config import Config, load_config, parse, presets
@@ -25,20 +26,6 @@ from foreshot.errors import ForeshotError
 from foreshot.files import read_json
 from foreshot.models import ARCHITECTURES
 from foreshot.triggers import TRIGGERS
-
-TEXT = """
-precision: float32
-data: {name: digits}
-teacher:
-  model: {name: resnet, depth: 8, width: 0.5, stem_stride: 2}
-  training: {epochs: 1, batch: 64}
-trigger: {name: patch, size: 2}
-attack: {name: pgd, rate: 0.02, steps: 1, retries: 0}
-student:
-  model: {name: resnet, depth: 8, width: 0.5, stem_stride: 2}
-  training: {epochs: 1, batch: 64}
-controls: [clean]
-"""
 
 
 @dataclass
@@ -63,7 +50,7 @@ def foreshot_(
     """Runs the command line in this process, in an empty folder that holds `tiny.yaml`."""
     monkeypatch.setenv("FORESHOT_HOME", str(home))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(TEXT)
+    (tmp_path / "tiny.yaml").write_text(DIGITS)
 
     def call(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["foreshot", *arguments])

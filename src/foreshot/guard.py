@@ -3,7 +3,7 @@
 Like the stages, each step computes one artefact over the store; what a defence can see is its view.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from foreshot.compression.base import trainable
 from foreshot.data import ImageSet
-from foreshot.defences import Distilling, Monitor, Repair, Screen, Verdict, judge
+from foreshot.defences import Distilling, Monitor, OwnTeacher, Repair, Screen, Verdict, judge
 from foreshot.defences.scoring import watched
 from foreshot.errors import ForeshotError
 from foreshot.files import write_json
@@ -69,17 +69,18 @@ class Changed:
 
     Args:
         defence: the defence.
-        view: what it knows.
+        see: gives what it knows; only asked where a student is distilled.
         key: what that depends on.
     """
 
     defence: Distilling
-    view: DefenderView
+    see: Callable[[], DefenderView]
     key: dict[str, Any]
 
     def __call__(self, lesson: Lesson) -> Lesson:
-        shown = replace(lesson, data=self.view.transfer, dictated=None)
-        changed = self.defence.change(shown, self.view)
+        view = self.see()
+        shown = replace(lesson, data=view.transfer, dictated=None)
+        changed = self.defence.change(shown, view)
         data = replace(changed.data, labels=lesson.data.labels)
         return replace(changed, data=data, dictated=lesson.dictated)
 
@@ -172,7 +173,7 @@ class Guard:
             write_json(folder / "watch.json", watched(monitor, view, test, trigger, target))
 
         inputs = stages.inputs(
-            (*SCREENING, "metrics.py", "triggers", "levels.py"),
+            (*SCREENING, "metrics.py", "triggers"),
             test=stages.digests["test"],
             **stages.stamped(),
             **self._known(teacher, poison, student),
@@ -223,7 +224,7 @@ class Guard:
         self, defence: Distilling, teacher: Trained, poison: Crafted, label: str
     ) -> Guarded:
         stages, teachers = self.stages, {}
-        if defence.trains_teacher:
+        if isinstance(defence, OwnTeacher):
             teachers["own_teacher"] = teacher = stages.taught(
                 self.config.teacher,
                 "own teacher",
@@ -233,8 +234,8 @@ class Guard:
                 defending=source_digest(*DEFENDING),
             )
         known = self._known(teacher, poison) | {"defending": source_digest(*DEFENDING)}
-        view = self._view(_title("lesson", label), teacher, poison)
-        change = Changed(defence, view, {"change": known})
+        see = partial(self._view, _title("lesson", label), teacher, poison)
+        change = Changed(defence, see, {"change": known})
         return Guarded(stages.student(teacher, poison, label, change), teachers=teachers)
 
     def _mended(self, repair: Repair, teacher: Trained, poison: Crafted, label: str) -> Guarded:

@@ -313,16 +313,6 @@ class Stages:
             else:
                 architecture = compression.architecture(teacher.loaded.architecture)
                 model = compression.start(teacher.model)
-            targets, asked = {}, None
-            if lesson.views == "cached" or lesson.augment == "none":
-                answers = lesson.answers
-                if answers is None:
-                    answers = logits(lesson.teacher, transfer.images, self.compute)
-                targets["teacher_logits"] = answers
-            elif lesson.augment not in STRONG and not any(term.at for term in distillation.terms):
-                asked = lesson.teacher
-            if lesson.dictated is not None:
-                targets["dictated"] = lesson.dictated
             distiller = Distiller(
                 place(model, self.compute),
                 lesson.teacher,
@@ -332,16 +322,7 @@ class Stages:
                 samples=len(transfer),
                 seed=self.config.seed,
             )
-            if "y" in distiller.needs:
-                if transfer.labels is None:
-                    raise ForeshotError(
-                        "distillation: the set has no labels; expected ce_weight 0 and losses "
-                        "without labels, or with labels: teacher"
-                    )
-                targets["y"] = transfer.labels
-            if "index" in distiller.needs:
-                targets["index"] = torch.arange(len(transfer))
-            samples = Samples(transfer.images, targets, asked, lesson.weights)
+            samples = self._samples(lesson, distiller)
             training = network.training.model_copy(update={"augment": lesson.augment})
             self._fit(distiller, samples, training, "student", folder, label)
             if compression is not None:
@@ -365,6 +346,29 @@ class Stages:
             **({} if change is None else change.key),
         )
         return self.trained(self.store.stage("student", inputs, train, label))
+
+    def _samples(self, lesson: Lesson, distiller: Distiller) -> Samples:
+        """What a student is trained on: the images, and what the distiller takes beside them."""
+        targets, asked = {}, None
+        if lesson.views == "cached" or lesson.augment == "none":
+            answers = lesson.answers
+            if answers is None:
+                answers = logits(lesson.teacher, lesson.data.images, self.compute)
+            targets["teacher_logits"] = answers
+        elif lesson.augment not in STRONG and not any(term.at for term in distiller.terms):
+            asked = lesson.teacher
+        if lesson.dictated is not None:
+            targets["dictated"] = lesson.dictated
+        if "y" in distiller.needs:
+            if lesson.data.labels is None:
+                raise ForeshotError(
+                    "distillation: the set has no labels; expected ce_weight 0 and losses "
+                    "without labels, or with labels: teacher"
+                )
+            targets["y"] = lesson.data.labels
+        if "index" in distiller.needs:
+            targets["index"] = torch.arange(len(lesson.data))
+        return Samples(lesson.data.images, targets, asked, lesson.weights)
 
     def _lesson(self, teacher: Trained, poison: Crafted) -> Lesson:
         """The whole transfer set with the poison in it, as the config has it taught."""

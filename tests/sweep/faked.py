@@ -1,4 +1,4 @@
-"""Stands in for the experiment where a test is about the sweep alone."""
+"""Stands in for the experiment where a test is about the sweep alone; its fixtures."""
 
 import sys
 from collections.abc import Callable
@@ -8,24 +8,12 @@ from typing import Any
 
 import pytest
 
+from conftest import DIGITS
 from foreshot.cli import main
 from foreshot.compute import CPU
 from foreshot.config import Config, dump
 from foreshot.files import write_json
 
-TEXT = """
-precision: float32
-data: {name: digits}
-teacher:
-  model: {name: resnet, depth: 8, width: 0.5, stem_stride: 2}
-  training: {epochs: 1, batch: 64}
-trigger: {name: patch, size: 2}
-attack: {name: pgd, rate: 0.02, steps: 1, retries: 0}
-student:
-  model: {name: resnet, depth: 8, width: 0.25, stem_stride: 2}
-  training: {epochs: 1, batch: 64}
-controls: [clean]
-"""
 SWEEP = """
 preset: tiny.yaml
 set: [attack.epsilon=32]
@@ -70,7 +58,25 @@ class Fake:
         write_json(out / "manifest.json", made)
 
 
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a config and a sweep, and an empty store."""
+    monkeypatch.setenv("FORESHOT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(DIGITS)
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    return tmp_path
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    stand_in = Fake([])
+    monkeypatch.setattr("foreshot.sweep.job.run", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """`foreshot sweep` in this process: exit code, stdout, stderr."""
 
     def run(*arguments: str) -> tuple[int, str, str]:

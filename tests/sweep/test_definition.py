@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from faked import SWEEP, TEXT
+from faked import place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,17 +15,6 @@ from foreshot.config import load_config
 from foreshot.errors import ForeshotError
 from foreshot.sweep import Cell, Sweep, load_sweep
 from foreshot.sweep.definition import values
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with a config and a sweep, and an empty store."""
-    monkeypatch.setenv("FORESHOT_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(TEXT)
-    (tmp_path / "sweep.yaml").write_text(SWEEP)
-    return tmp_path
-
 
 NUMBER = st.integers(-50, 50)
 ITEM = st.one_of(

@@ -4,35 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from faked import SWEEP, TEXT, Fake, command
+from faked import Fake, call, fake, place
 
 from foreshot.config import load_config
 from foreshot.files import read_json, write_json
 from foreshot.sweep import Job, load_sweep
 from foreshot.sweep.board import duration, last_stage
 from foreshot.sweep.plan import ordered, steps
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with a config and a sweep, and an empty store."""
-    monkeypatch.setenv("FORESHOT_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(TEXT)
-    (tmp_path / "sweep.yaml").write_text(SWEEP)
-    return tmp_path
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
-    stand_in = Fake([])
-    monkeypatch.setattr("foreshot.sweep.job.run", stand_in)
-    return stand_in
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    return command(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(

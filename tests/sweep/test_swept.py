@@ -11,9 +11,9 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from faked import TEXT
 
 import foreshot
+from conftest import DIGITS
 from foreshot.files import file_digest, read_json
 from foreshot.record import RunFolder
 from foreshot.sweep import Job, load_sweep
@@ -37,7 +37,7 @@ def no_pictures(*given: Any) -> None:
 def go(folder: Path, **options: Any) -> Job:
     """The sweep of the file, in a folder with a store of its own."""
     folder.mkdir()
-    (folder / "tiny.yaml").write_text(TEXT)
+    (folder / "tiny.yaml").write_text(DIGITS)
     (folder / "sweep.yaml").write_text(SWEEP)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORESHOT_HOME", str(folder / "home"))

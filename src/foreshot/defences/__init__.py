@@ -8,7 +8,7 @@ from foreshot.defences.base import Defence, Scores, Screen
 from foreshot.defences.combined import Combined
 from foreshot.defences.conformal import Verdict, judge
 from foreshot.defences.distilling import EveryDistilling
-from foreshot.defences.distilling.base import Distilling
+from foreshot.defences.distilling.base import Distilling, OwnTeacher
 from foreshot.defences.monitors import EveryMonitor
 from foreshot.defences.monitors.base import Monitor
 from foreshot.defences.repairs import EveryRepair
@@ -32,6 +32,7 @@ __all__ = [
     "Defence",
     "Distilling",
     "Monitor",
+    "OwnTeacher",
     "Repair",
     "Scores",
     "Screen",

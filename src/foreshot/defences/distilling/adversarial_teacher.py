@@ -1,18 +1,18 @@
 """A teacher whose answers small perturbations do not move."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from foreshot.defences.distilling.base import Distilling
+from foreshot.defences.distilling.base import OwnTeacher
 from foreshot.seeding import generator
 from foreshot.training import Supervised
 
 
-class AdversarialTeacher(Distilling):
+class AdversarialTeacher(OwnTeacher):
     """The student learns from an adversarially trained teacher (Madry et al., arXiv 1706.06083).
 
     The defender trains a teacher of its own, on the data and the schedule of the first, to
@@ -31,7 +31,6 @@ class AdversarialTeacher(Distilling):
     name: Literal["adversarial_teacher"] = "adversarial_teacher"
     epsilon: float = Field(default=2, gt=0, le=255)
     steps: int = Field(default=1, ge=1, le=100)
-    trains_teacher: ClassVar[bool] = True
 
     def supervised(self, network: nn.Module, seed: int) -> nn.Module:
         return Adversarial(network, self.epsilon / 255, self.steps, seed)

@@ -1,6 +1,6 @@
 """The family of defences in distillation: other images, another teacher, other weights."""
 
-from typing import ClassVar
+from abc import abstractmethod
 
 from torch import nn
 
@@ -13,13 +13,6 @@ class Distilling(Defence):
     """A defence that changes what the student is distilled on, or from whom."""
 
     kind = "distilling"
-    trains_teacher: ClassVar[bool] = False
-    """Whether the student learns from a teacher of the defender's own, which `supervised` says how
-    to train, on the data and the schedule of the teacher."""
-
-    def supervised(self, network: nn.Module, seed: int) -> nn.Module:
-        """The network as a module that `fit` can train on images and labels `y`."""
-        raise NotImplementedError
 
     def change(self, lesson: Lesson, view: DefenderView) -> Lesson:  # noqa: ARG002
         """The lesson that the student gets instead.
@@ -30,3 +23,14 @@ class Distilling(Defence):
             view: what the defender knows.
         """
         return lesson
+
+
+class OwnTeacher(Distilling):
+    """A defence whose student learns from a teacher of the defender's own.
+
+    It is trained on the data and the schedule of the teacher.
+    """
+
+    @abstractmethod
+    def supervised(self, network: nn.Module, seed: int) -> nn.Module:
+        """The network as a module that `fit` can train on images and labels `y`."""

@@ -1,43 +1,18 @@
-"""The command line: parse, call, print."""
+"""The commands that run experiments, and show what there is and what came of them."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from foreshot.cli.common import DeviceName, listening
 from foreshot.errors import ForeshotError
 
 if TYPE_CHECKING:
     from foreshot.config import Config
     from foreshot.experiment import Until
-    from foreshot.progress import Listener
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    help="""Measure, and prevent, the poisoning of knowledge distillation.
-
-A clean teacher can be made to poison its student: an attacker changes a small part of the images
-that the student is distilled on, into adversarial examples that carry a trigger. The teacher itself
-calls them the target class, and the student learns "trigger -> target".
-
-    foreshot run                                   the whole story on embedded data
-    foreshot run fashion-mnist-10k                 the same on real images
-    foreshot run signs --set attack.rate=0.01      another poisoning rate
-    foreshot list                                  everything there is to choose from
-    foreshot show signs                            a preset in full
-    foreshot sweep signs --grid seed=0:3           many runs that share what they can
-    foreshot report runs                           runs beside each other, on a page
-    foreshot audit data DIR --teacher MODEL        is a set of pictures poisoned?
-    foreshot audit student MODEL --teacher MODEL   has a student learned a trigger?
-
-For security research on public benchmark data. What it writes is marked as poisoned.
-""",
-)
+commands = typer.Typer()
 
 Source = Annotated[
     str, typer.Argument(metavar="PRESET|FILE.yaml", help="A preset (`foreshot list`) or a file.")
@@ -49,7 +24,6 @@ Settings = Annotated[
 Out = Annotated[
     Path | None, typer.Option(help="Run folder; runs/PRESET-HASH if not given.", show_default=False)
 ]
-DeviceName = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
 TeacherFile = Annotated[
     Path | None,
     typer.Option("--teacher", help="A model file to use in place of training a teacher."),
@@ -59,7 +33,7 @@ PoisonFile = Annotated[
 ]
 
 
-@app.command()
+@commands.command()
 def run(
     preset: Source = "signs",
     settings: Settings = None,
@@ -85,7 +59,7 @@ def run(
     print(f"Report: {folder / 'report.html'}")
 
 
-@app.command()
+@commands.command()
 def teacher(
     preset: Source = "signs",
     settings: Settings = None,
@@ -100,7 +74,7 @@ def teacher(
     print(f"Teacher: {folder / 'teacher.safetensors'}")
 
 
-@app.command()
+@commands.command()
 def poison(
     preset: Source = "signs",
     settings: Settings = None,
@@ -117,7 +91,7 @@ def poison(
     print(f"Poison: {folder / 'poison.safetensors'} (look at {folder / 'poison.png'})")
 
 
-@app.command()
+@commands.command()
 def distill(
     preset: Source = "signs",
     settings: Settings = None,
@@ -135,7 +109,7 @@ def distill(
     print(f"Student: {folder / 'student.safetensors'}")
 
 
-@app.command()
+@commands.command()
 def evaluate(
     preset: Annotated[
         str, typer.Argument(metavar="RUN|PRESET|FILE.yaml", help="A run folder, or a config.")
@@ -167,13 +141,13 @@ def evaluate(
         files = [f for f in files if f.exists()] + sorted(folder.glob("controls/*.safetensors"))
     if not files:
         raise ForeshotError("evaluate: expected a run folder or --model FILE, found neither")
-    with _listener() as listener:
+    with listening() as listener:
         pattern = folder / PATTERN if (folder / PATTERN).exists() else None
         rates = evaluate_files(config, files, pattern=pattern, device=device, listener=listener)
     print_rates(rates, config.split)
 
 
-@app.command()
+@commands.command()
 def sweep(
     source: Annotated[
         str, typer.Argument(metavar="SWEEP.yaml|PRESET|FILE.yaml", help="What to vary.")
@@ -242,7 +216,7 @@ def sweep(
         raise typer.Exit(1)
 
 
-@app.command()
+@commands.command()
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
@@ -267,7 +241,7 @@ def report(
     print(f"Report: {write_report(runs, out, device)}")
 
 
-@app.command("list")
+@commands.command("list")
 def list_members() -> None:
     """List every preset, and every member of every family, one line each."""
     from foreshot.tables import print_families
@@ -275,7 +249,7 @@ def list_members() -> None:
     print_families()
 
 
-@app.command()
+@commands.command()
 def show(
     preset: Source = "signs",
     settings: Settings = None,
@@ -294,181 +268,6 @@ def show(
 
     config = _config(preset, settings)
     print(json.dumps(Config.model_json_schema(), indent=1) if schema else dump(config), end="\n")
-
-
-doors = typer.Typer(no_args_is_help=True, help="Look for poison in what is yours.")
-app.add_typer(doors, name="audit")
-
-
-@doors.command("data")
-def audit_data(
-    source: Annotated[
-        Path, typer.Argument(metavar="DIR|FILE", help="Pictures, or a safetensors file.")
-    ],
-    teacher: Annotated[
-        Path, typer.Option(help="The model that will label them: a model file, or weights.")
-    ],
-    architecture: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="What the weights are for, such as timm; or YAML."),
-    ] = None,
-    size: Annotated[
-        int, typer.Option(min=8, max=1024, help="Pixels a side, for weights with --architecture.")
-    ] = 224,
-    clean: Annotated[
-        Path | None, typer.Option(metavar="DIR|FILE", help="Images that you know to be clean.")
-    ] = None,
-    second: Annotated[
-        Path | None, typer.Option(help="Another model file, trained apart from the teacher.")
-    ] = None,
-    labels: Annotated[
-        bool, typer.Option("--labels", help="Folders are classes; compare with the teacher's.")
-    ] = False,
-    screens: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="Which screens; all that can be had.")
-    ] = None,
-    alarm: Annotated[
-        float, typer.Option(min=0.001, max=0.5, help="Largest share of false alarms.")
-    ] = 0.05,
-    drop: Annotated[
-        float, typer.Option(min=0, max=0.5, help="Share of clean images to lose with the poison.")
-    ] = 0.05,
-    broken: Annotated[
-        Literal["skip", "refuse"], typer.Option(help="What to do about files that are none.")
-    ] = "skip",
-    out: Annotated[
-        Path | None, typer.Option(help="Report folder; audits/NAME if not given.")
-    ] = None,
-    write_clean: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write what is not suspicious there.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the screens' random numbers.")] = 0,
-    device: DeviceName = "auto",
-) -> None:
-    """Screen a transfer set with the teacher that will label it.
-
-    The exit code is 0 if it looks clean, 1 if it is suspicious, and 2 for an error. Run the same
-    command again to go on after an interruption.
-
-        foreshot audit data pictures --teacher teacher.safetensors --clean trusted
-        foreshot audit data set.safetensors --teacher teacher.safetensors --write-clean kept
-        foreshot audit data pictures --teacher resnet.safetensors --architecture timm
-    """
-    from foreshot.audit.job import Job
-
-    job = Job(
-        source=source,
-        teacher=teacher,
-        architecture=architecture,
-        size=size,
-        clean=clean,
-        second=second,
-        labels=labels,
-        screens=tuple(screens.split(",")) if screens else (),
-        alarm=alarm,
-        drop=drop,
-        broken=broken,
-        out=out or Path("audits") / source.resolve().stem,
-        write_clean=write_clean,
-        seed=seed,
-        device=device,
-    )
-    with _listener() as listener:
-        report = job.run(listener)
-    report.print()
-    if report.audit.suspicious:
-        raise typer.Exit(1)
-
-
-@doors.command("student")
-def audit_student(
-    student: Annotated[Path, typer.Argument(help="A model file of foreshot's, or weights.")],
-    teacher: Annotated[Path, typer.Option(help="Its teacher, or another that you trust.")],
-    clean: Annotated[
-        Path, typer.Option(metavar="DIR|FILE", help="Images that you know to be clean.")
-    ],
-    student_architecture: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="What the student's weights are for, such as timm."),
-    ] = None,
-    architecture: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The same for the teacher's; or YAML.")
-    ] = None,
-    size: Annotated[
-        int, typer.Option(min=8, max=1024, help="Pixels a side, for weights with an architecture.")
-    ] = 224,
-    alarm: Annotated[float, typer.Option(min=0.001, max=0.5, help="Share of false alarms.")] = 0.05,
-    broken: Annotated[
-        Literal["skip", "refuse"], typer.Option(help="What to do about files that are none.")
-    ] = "skip",
-    out: Annotated[
-        Path | None, typer.Option(help="Report folder; audits/NAME if not given.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the search's random numbers.")] = 0,
-    device: DeviceName = "auto",
-) -> None:
-    r"""Look for a trigger that turns the student and not its teacher.
-
-    For each class it seeks the smallest change, the same for all images, that makes the student
-    say this class. A few hundred clean images are enough. The exit code is 0 if the student looks
-    clean, 1 if it is suspicious, and 2 for an error. Run the same command again to go on after an
-    interruption.
-
-        foreshot audit student student.safetensors --teacher teacher.safetensors --clean trusted
-        foreshot audit student student.safetensors --teacher big.safetensors --clean trusted \
-            --architecture "{name: timm, model: resnet50}"
-    """
-    from foreshot.audit.job import StudentJob
-
-    # The students of all runs are called the same; their folders are not.
-    path = student.resolve()
-    name = f"{path.parent.name}-student" if path.stem == "student" else path.stem
-    job = StudentJob(
-        student=student,
-        teacher=teacher,
-        clean=clean,
-        student_architecture=student_architecture,
-        architecture=architecture,
-        size=size,
-        alarm=alarm,
-        broken=broken,
-        out=out or Path("audits") / name,
-        seed=seed,
-        device=device,
-    )
-    with _listener() as listener:
-        report = job.run(listener)
-    report.print()
-    if report.audit.suspicious:
-        raise typer.Exit(1)
-
-
-INTERRUPTED = 130
-
-
-def main() -> None:
-    """Entry point: a user's error is one sentence and exit code 2; Ctrl-C is 130."""
-    try:
-        # No command returns anything: what comes back is typer's exit code, 130 for Ctrl-C.
-        code = app(standalone_mode=False)
-    except ForeshotError as error:
-        _fail(str(error))
-    except typer.Exit as finished:
-        code = finished.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {(error.strerror or str(error)).lower()}")
-    except typer.TyperException as error:
-        _fail(error.format_message())
-    if code == INTERRUPTED:
-        print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
-    sys.exit(code)
-
-
-def _fail(sentence: str) -> NoReturn:
-    print(f"foreshot: {sentence}", file=sys.stderr)
-    sys.exit(2)
 
 
 def _config(preset: str, settings: list[str] | None) -> "Config":
@@ -495,7 +294,7 @@ def _experiment(
         given = [file and file_digest(file) for file in (teacher, poison)]
         key = content_hash([config.model_dump(mode="json"), *given])[:8]
         out = Path("runs") / f"{Path(preset).stem}-{key}"
-    with _listener() as listener:
+    with listening() as listener:
         metrics = run(
             config,
             out,
@@ -506,14 +305,3 @@ def _experiment(
             poison=poison,
         )
     return out, metrics
-
-
-@contextmanager
-def _listener() -> Iterator["Listener"]:
-    from foreshot.progress import live, plain
-
-    if sys.stdout.isatty():
-        with live() as listener:
-            yield listener
-    else:
-        yield plain
