@@ -218,7 +218,11 @@ class _Loader(yaml.SafeLoader):
         twice = [key for key, count in keys.items() if count > 1]
         if twice:
             raise yaml.YAMLError(f"the key {twice[0]!r} stands there twice")
-        return super().construct_mapping(node, deep)
+        mapping = super().construct_mapping(node, deep)
+        strange = [key for key in mapping if not isinstance(key, str)]
+        if strange:
+            raise yaml.YAMLError(f"the key {strange[0]!r} is no text")
+        return mapping
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)

@@ -1,10 +1,13 @@
 import hashlib
 import io
 import lzma
+import struct
+import zlib
 from contextlib import suppress
 from email.message import Message
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -146,3 +149,34 @@ def test_pictures_are_turned_upright() -> None:
     upright = files.read_picture(encoded(picture, "PNG", exif=exif), ("PNG",), "x")
     assert upright.size == (1, 2)
     assert upright.tobytes() == bytes([200, 0])
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA", "P", "CMYK", "1"])
+def test_a_picture_is_the_same_in_one_strip_and_in_many(mode, monkeypatch) -> None:
+    levels = np.random.default_rng(0).integers(0, 65536, (7, 13), dtype=np.uint16)
+    colours = Image.fromarray(levels.view(np.uint8).reshape(7, 13, 2)[..., :1].repeat(4, 2), "RGBA")
+    picture = Image.fromarray(levels) if mode == "I;16" else colours.convert(mode)
+    stream = io.BytesIO()
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    picture.save(stream, kind)
+    whole = np.array(files.read_picture(stream.getvalue(), (kind,), "it"))
+    monkeypatch.setattr(files, "STRIP", 20)
+    assert (np.array(files.read_picture(stream.getvalue(), (kind,), "it")) == whole).all()
+    if mode == "I;16":
+        assert (whole == np.round(levels / 257)).all()
+    if mode == "RGBA":
+        alpha = np.array(picture)[..., 3:] / 255
+        expected = alpha * np.array(picture)[..., :3] + (1 - alpha) * 255
+        assert np.abs(whole - expected).max() <= 1
+
+
+def test_a_colour_that_the_palette_lacks_is_answered() -> None:
+    stream = io.BytesIO()
+    Image.new("P", (4, 4)).save(stream, "PNG", transparency=bytes(4))
+    chunk = b"tRNS" + bytes(300)
+    content = stream.getvalue()
+    place = content.index(b"tRNS") - 4
+    (size,) = struct.unpack(">I", content[place : place + 4])
+    broken = struct.pack(">I", 300) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    with pytest.raises(ForeshotError, match="it: expected a whole PNG image, found palette index"):
+        files.read_picture(content[:place] + broken + content[place + 12 + size :], ("PNG",), "it")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 from urllib.request import urlopen
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from foreshot.errors import ForeshotError
@@ -22,6 +23,8 @@ CHUNK = 1 << 20
 LARGEST_DOWNLOAD = 1 << 30
 LARGEST_PICTURE = 1 << 26
 """In bytes, and also in pixels."""
+STRIP = 1 << 20
+"""Pixels that are worked on at once."""
 TIMEOUT = 60.0
 
 
@@ -81,7 +84,7 @@ def read_file(path: Path, limit: int) -> bytes:
 
 
 def read_picture(content: bytes, formats: tuple[str, ...], what: str) -> Image.Image:
-    """One picture, decoded and turned upright.
+    """One picture, decoded, turned upright, in 8 bits a channel, on white where transparent.
 
     Args:
         content: the encoded picture.
@@ -95,7 +98,8 @@ def read_picture(content: bytes, formats: tuple[str, ...], what: str) -> Image.I
         pixels = picture.width * picture.height
         frames = getattr(picture, "n_frames", 1)
         if pixels <= LARGEST_PICTURE and (frames == 1 or picture.format == "MPO"):
-            return ImageOps.exif_transpose(picture)
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _eight_bit(picture)
     # Pillow's decoders raise nearly anything, from struct.error to SyntaxError, on a broken file.
     except Exception as error:
         expected = " or ".join(formats)
@@ -105,6 +109,26 @@ def read_picture(content: bytes, formats: tuple[str, ...], what: str) -> Image.I
     if pixels > LARGEST_PICTURE:
         raise ForeshotError(f"{what}: expected at most {LARGEST_PICTURE} pixels, found {pixels}")
     raise ForeshotError(f"{what}: expected a still image, found {frames} frames")
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """The picture in 8 bits a channel, laid on white where it is transparent."""
+    deep, clear = picture.mode.startswith("I;16"), picture.has_transparency_data
+    if not (deep or clear or picture.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr")):
+        raise ValueError(f"mode {picture.mode}, which has more than 16 bits a channel")
+    grey = deep or (picture.mode in ("1", "L") and not clear)
+    canvas = Image.new("L" if grey else "RGB", picture.size)
+    rows = max(STRIP // picture.width, 1)
+    for top in range(0, picture.height, rows):  # what is in between takes several times the room
+        part = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        if deep:
+            levels = np.asarray(part).astype(np.float64) / 257
+            part = Image.fromarray(levels.round().astype(np.uint8))
+        elif clear:
+            layer = part.convert("RGBA")
+            part = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        canvas.paste(part.convert(canvas.mode), (0, top))
+    return canvas
 
 
 def fetch(url: str, digest: str, target: Path) -> Path:

@@ -128,8 +128,7 @@ def decoded(content: bytes, channels: int, size: int | None, what: str) -> Image
         size: side of the square that it is cropped and resized to; None leaves it as it is.
         what: the name to give the picture in an error.
     """
-    picture = eight_bit(read_picture(content, FORMATS, what), what)
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    picture = read_picture(content, FORMATS, what).convert("L" if channels == 1 else "RGB")
     if size is None:
         return picture
     return ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
@@ -139,16 +138,3 @@ def tensor(picture: Image.Image) -> Tensor:
     """A decoded picture as uint8 (C, H, W)."""
     levels = torch.from_numpy(np.array(picture))
     return levels[None] if levels.ndim == 2 else levels.permute(2, 0, 1)
-
-
-def eight_bit(picture: Image.Image, what: str | Path) -> Image.Image:
-    """The picture in 8 bits a channel, laid on white where it is transparent."""
-    if picture.mode.startswith("I;16"):
-        levels = np.asarray(picture).astype(np.float64) / 257
-        return Image.fromarray(levels.round().astype(np.uint8))
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    if picture.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
-        return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
-    raise ForeshotError(f"{what}: expected at most 16 bits a channel, found mode {picture.mode}")

@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from foreshot.data.files import LARGEST_PICTURE, check_digest, read_file, read_picture
-from foreshot.data.folder import eight_bit
 from foreshot.levels import to_float
 from foreshot.seeding import generator
 from foreshot.triggers.base import Trigger
@@ -84,7 +83,7 @@ def _decoded(path: Path, digest: str | None, shape: tuple[int, int, int]) -> Ten
     check_digest(content, f"sha256:{digest}", str(path))
     channels, height, width = shape
     upright = read_picture(content, ("PNG", "JPEG", "WEBP"), str(path))
-    bands = eight_bit(upright, path).convert("RGB" if channels == 3 else "L")
+    bands = upright.convert("RGB" if channels == 3 else "L")
     stretched = bands.resize((width, height), Resampling.BILINEAR)
     levels = torch.frombuffer(bytearray(stretched.tobytes()), dtype=torch.uint8)
     return to_float(levels.reshape(height, width, -1).permute(2, 0, 1).expand(shape))
