@@ -10,8 +10,8 @@ teacher with other seeds. The audit learns nothing of trigger, target and rates.
 students of seed 0, `DEVELOPMENT`; the summary is of the other seeds alone. The constants that make
 a p-value of a score were fitted on clean students of all three.
 
-The store is only read; what is distilled goes to $FORESHOT_HOME. An audit takes about 10 seconds
-on one AVX2 core, a student 30: half an hour in all. One JSON, claims/audit/student.json, written
+The store is only read; what is distilled goes to $FORESHOT_HOME. An audit takes about 20 seconds
+on one AVX2 core, a student 30: an hour in all. One JSON, claims/audit/student.json, written
 after every student; the same command goes on where it was interrupted, if source and machine are
 the same.
 """
@@ -199,14 +199,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--more", type=int, default=3, help="further clean students a seed")
+    parser.add_argument("--more", type=int, default=5, help="further clean students a seed")
     parser.add_argument("--store", type=Path, help="where claims/map.py left its students")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     given = parser.parse_args()
     try:
         engine, circumstances = compute(given.device), environment()
-        own = Store(home() / "store", plain)
+        own = Store.open(plain)
         stages = Stages(load_config(PRESET), own, engine, home() / "data", plain)
         clean = trusted(stages.data.test)
         same = {
