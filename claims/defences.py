@@ -149,7 +149,7 @@ def fill(preset: str, attacks: list[str], rows: list[str], seeds: list[int], dev
         **engine.describe(),
         **{key: circumstances[key] for key in ("versions", "host")},
     }
-    store, out = Store(home() / "store", plain), FOLDER / f"{preset}.json"
+    store, out = Store.open(plain), FOLDER / f"{preset}.json"
     done = {(run["attack"], run["defence"], run["seed"]): run for run in kept(out, same)}
     about = same | {
         "command": f"python claims/defences.py {preset}",

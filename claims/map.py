@@ -328,7 +328,7 @@ def _digest(config: Config) -> str:
 
 def fill(axis: str, seeds: list[int], same: dict[str, Any], engine: Compute) -> None:
     """Measures what an axis lacks; writes its file after each cell."""
-    store, rows, cells = Store(home() / "store", plain), finished(axis, same), owned(axis)
+    store, rows, cells = Store.open(plain), finished(axis, same), owned(axis)
     about = same | {
         "axis": axis,
         "place": list(AXES).index(axis),

@@ -109,7 +109,8 @@ def kept(out: Path, same: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _run(preset: str, options: list[str], seed: int, device: str, folder: Path) -> dict[str, Any]:
     """One seed in a process of its own, timed from outside."""
-    # Downloads are shared with the user's own runs; everything else starts from nothing.
+    # Downloads are shared with the user's own runs; everything else starts from nothing, and
+    # nothing is taken from another machine.
     store = folder / f"home-{os.getpid()}"
     store.mkdir(parents=True)
     (home() / "data").mkdir(parents=True, exist_ok=True)
@@ -121,7 +122,7 @@ def _run(preset: str, options: list[str], seed: int, device: str, folder: Path) 
         began = time.perf_counter()
         child = subprocess.Popen(
             command,
-            env=os.environ | {"FORESHOT_HOME": str(store)},
+            env=os.environ | {"FORESHOT_HOME": str(store), "FORESHOT_REMOTE": ""},
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,

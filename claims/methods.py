@@ -105,7 +105,7 @@ def configs(base: Config, name: str) -> dict[str, Config]:
 
 def measure(preset: str, names: list[str], seeds: list[int], out: Path, engine: Compute) -> None:
     """Distils and evaluates every student; writes `out` after each."""
-    store = Store(home() / "store", plain)
+    store = Store.open(plain)
     about = {
         "schema": 1,
         "command": shlex.join(["python", "claims/methods.py", preset, "--out", str(out)]),

@@ -10,7 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-HOW_TO = sorted((DOCS / "howto").glob("*.py"))
+SLOW = ("ray_train",)
+HOW_TO = [
+    pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else [], id=path.stem)
+    for path in sorted((DOCS / "howto").glob("*.py"))
+]
 BLOCK = re.compile(r"```(python|sh)\n(.*?)```", re.S)
 PAGES = [
     page
@@ -32,7 +36,7 @@ def ran(command: list[str], env: dict[str, str]) -> None:
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
-@pytest.mark.parametrize("path", HOW_TO, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", HOW_TO)
 def test_each_how_to_is_a_program_that_holds_what_it_says(path: Path, at: dict[str, str]) -> None:
     assert f'--8<-- "howto/{path.name}"' in path.with_suffix(".md").read_text(encoding="utf-8")
     ran([sys.executable, str(path)], at)

@@ -88,6 +88,26 @@ def test_a_training_that_is_killed_in_every_epoch_ends_with_the_same_bits(
     assert train(fresh(tiny), tiny, checkpoint=file) == undisturbed
 
 
+def test_watching_changes_nothing_and_is_told_after_each_epoch(
+    tiny: Tiny, undisturbed: str
+) -> None:
+    model, told, seen = fresh(tiny), [], []
+
+    def watch() -> dict[str, float]:
+        said = logits(model, tiny.test.images, CPU)
+        seen.append(float(said.mean()))
+        return {"mean": seen[-1]}
+
+    def listen(event: Event) -> None:
+        if event.kind == "epoch":
+            told.append(event.values["mean"])
+
+    assert train(model, tiny, watch=watch, listener=listen) == undisturbed
+    assert told == seen
+    assert len(set(seen)) == SCHEDULE.epochs
+    assert seen[-1] == float(logits(model, tiny.test.images, CPU).mean())
+
+
 def test_training_uses_no_global_randomness(tiny: Tiny, undisturbed: str, keep_rng: None) -> None:
     model = fresh(tiny)
     with torch.random.fork_rng(devices=[]):

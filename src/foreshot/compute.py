@@ -1,5 +1,7 @@
 """Where and in which precision the networks run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foreshot.errors import ForeshotError
+from foreshot.together import size
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -39,6 +42,7 @@ class Compute:
             "device": self.device.type,
             "precision": "bfloat16" if self.bfloat16 else "float32",
             "threads": torch.get_num_threads(),
+            **({"processes": size()} if size() > 1 else {}),
             "torch": str(torch.__version__),
             "kernels": self._kernels(),
         }
@@ -69,6 +73,19 @@ def compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
     else:
         fast = precision == "bfloat16"
     return Compute(torch.device("cuda" if use_cuda else "cpu"), fast)
+
+
+@contextmanager
+def with_threads(number: int | None) -> Iterator[None]:
+    """Torch's number of threads for a while; None leaves it. Results depend on it."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if number is not None:
+            torch.set_num_threads(before)
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -6,6 +6,7 @@ process that it ran in, comes out as a `Failure`, and concerns that item alone.
 """
 
 import os
+import pickle
 import signal
 import traceback
 from collections import deque
@@ -73,6 +74,10 @@ class Serial:
             yield number, _attempt(work, item)
 
 
+HERE = Serial()
+"""Where work runs if nothing else is said."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """On this machine, in processes that take one item after the other.
@@ -87,6 +92,7 @@ class Processes:
         self, work: Callable[[T], R], items: Sequence[T], started: Callable[[int], None]
     ) -> Outcomes[R]:
         """See `Executor.map`."""
+        packed = _packed(work)
         left = deque((number, RETRIES) for number in range(len(items)))
         idle: list[_Worker] = []
         busy: dict[Connection, tuple[_Worker, int, int]] = {}
@@ -94,11 +100,10 @@ class Processes:
             while left or busy:
                 while left and len(busy) < self.workers:
                     number, retries = left.popleft()
-                    worker = idle.pop() if idle else _Worker(work)
+                    worker = idle.pop() if idle else _Worker(packed)
                     busy[worker.pipe] = worker, number, retries
                     started(number)
-                    with suppress(OSError):  # it has died; `wait` tells
-                        worker.pipe.send(items[number])
+                    worker.send(_packed(items[number]))
                 for pipe in wait(list(busy)):
                     assert isinstance(pipe, Connection)
                     worker, number, retries = busy.pop(pipe)
@@ -121,13 +126,19 @@ class Processes:
 class _Worker:
     """A process that does one piece of work after the other, and this end of its pipe."""
 
-    def __init__(self, work: Callable[[Any], Any]) -> None:
+    def __init__(self, work: bytes) -> None:
         # Not forked: a copy of a process with torch's threads in it hangs.
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()  # so that the pipe ends when the process does
+        self.send(work)
+
+    def send(self, packed: bytes) -> None:
+        """Sends the work, or an item of it."""
+        with suppress(OSError):  # it has died; `wait` tells
+            self.pipe.send_bytes(packed)
 
     def end(self) -> str:
         """Waits for the process to end; returns how it did."""
@@ -137,12 +148,28 @@ class _Worker:
         return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
-def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
+def _serve(pipe: Connection) -> None:
     """What a worker does until nobody is at the other end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other end to answer
+    work = pipe.recv()
     with suppress(EOFError, OSError):
         while True:
-            pipe.send(_attempt(work, pipe.recv()))
+            pipe.send_bytes(pickle.dumps(_attempt(work, pipe.recv())))
+
+
+def _packed(what: object) -> bytes:
+    """Work or an item of it, ready to be sent.
+
+    By `Connection.send` torch would move tensors of this process into shared memory, of which
+    containers have little.
+    """
+    try:
+        return pickle.dumps(what)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        found = printable(brief(error))
+        raise ForeshotError(
+            f"executor processes: expected what pickle can send, found {found}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -167,17 +194,19 @@ class Ray:
     ) -> Outcomes[R]:
         """See `Executor.map`."""
         from foreshot.extras import imported  # brings torch, which a new process can do without
-        from foreshot.store import home
+        from foreshot.remote import VARIABLE
+        from foreshot.store import home, remote_url
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray: Any = imported("ray", "ray", "executor ray")
+        places = {"FORESHOT_HOME": str(home().resolve()), VARIABLE: remote_url()}
         here = {"num_cpus": self.workers * self.cpus, "include_dashboard": False}
         try:
             ray.init(
                 address=self.address or "local",
                 logging_level="error",
                 log_to_driver=False,
-                runtime_env={"env_vars": {"FORESHOT_HOME": str(home().resolve())}},
+                runtime_env={"env_vars": places},
                 **({} if self.address else here),
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -190,10 +219,11 @@ class Ray:
         )
         left, busy = deque(range(len(items))), {}
         try:
+            shared = ray.put(work)  # what it holds travels once to each machine
             while left or busy:
                 while left and len(busy) < self.workers:
                     number = left.popleft()
-                    busy[task.remote(work, items[number])] = number
+                    busy[task.remote(shared, items[number])] = number
                     started(number)
                 for ready in ray.wait(list(busy))[0]:
                     try:

@@ -8,6 +8,7 @@ from foreshot.compute import Device, compute
 from foreshot.config import Config
 from foreshot.defences import Monitor
 from foreshot.defences.scoring import quality
+from foreshot.executor import HERE, Executor
 from foreshot.files import read_json
 from foreshot.guard import Guard, Guarded
 from foreshot.models.checkpoint import state_digest
@@ -16,6 +17,7 @@ from foreshot.record import PATTERN, RunFolder, load_run
 from foreshot.report import write_page
 from foreshot.stages import Crafted, Stages, Trained
 from foreshot.store import Store, home
+from foreshot.together import joined
 
 Until = Literal["teacher", "poison", "student", "metrics"]
 UNDEFENDED = "undefended"
@@ -32,6 +34,7 @@ def run(
     store: Path | None = None,
     teacher: Path | None = None,
     poison: Path | None = None,
+    executor: Executor = HERE,
 ) -> dict[str, Any]:
     """Runs an experiment into a folder; run it again to go on where it was interrupted.
 
@@ -44,6 +47,7 @@ def run(
         store: where finished stages are shared; `$FORESHOT_HOME/store` if None.
         teacher: a model file to use in place of training a teacher.
         poison: a poison file to use in place of crafting.
+        executor: where poison is crafted, such as `Processes(4)`; it is the same everywhere.
 
     Returns:
         What `metrics.json` holds; empty if `until` stops before.
@@ -52,11 +56,26 @@ def run(
         ForeshotError: the config does not fit the data, a file is not what it should be, or `out`
             holds another experiment.
     """
+    with joined(out, listener) as (place, hears):
+        return _run(config, place, until, device, hears, store, teacher, poison, executor)
+
+
+def _run(
+    config: Config,
+    out: Path,
+    until: Until,
+    device: Device,
+    listener: Listener,
+    store: Path | None,
+    teacher: Path | None,
+    poison: Path | None,
+    executor: Executor,
+) -> dict[str, Any]:
     engine = compute(device, config.precision)
     folder = RunFolder(out, config)
     listener = both(listener, write_events(folder.path / "events.jsonl"))
-    root = store or home() / "store"
-    stages = Stages(config, Store(root, listener), engine, home() / "data", listener)
+    shared = Store.open(listener, store)
+    stages = Stages(config, shared, engine, home() / "data", listener, executor)
     data = stages.data
     folder.claim()
 
@@ -123,7 +142,7 @@ def evaluate_files(
 
     A trigger that is learned has to be given, as the picture `pattern`.
     """
-    store = Store(home() / "store", listener)
+    store = Store.open(listener)
     stages = Stages(config, store, compute(device, config.precision), home() / "data", listener)
     stages.adopt_trigger(pattern)
     adopted = {str(path): stages.adopt_model(path) for path in models}

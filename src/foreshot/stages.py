@@ -6,7 +6,7 @@ the config that it obeys, and the source that it runs.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from foreshot.data import ImageSet, Splits
 from foreshot.distillation import Distiller
 from foreshot.division import Parts, divide
 from foreshot.errors import ForeshotError
+from foreshot.executor import HERE, Executor
 from foreshot.files import file_digest, read_json, write_json
 from foreshot.inference import logits, pixels, place
 from foreshot.lesson import Change, Lesson
@@ -31,7 +32,9 @@ from foreshot.models.base import Normalized
 from foreshot.models.checkpoint import LoadedModel, load_model, save_model
 from foreshot.poison import Poison
 from foreshot.progress import Listener
+from foreshot.seeding import generator
 from foreshot.store import Artefact, Store, source_digest
+from foreshot.together import size
 from foreshot.training import Samples, Supervised, Training, fit
 from foreshot.triggers import Blend, Learned, Trigger
 from foreshot.triggers.learned import save_picture
@@ -39,6 +42,8 @@ from foreshot.views import AttackerView
 
 PICTURE = "trigger.png"
 """What a stage calls the pattern that it has learned."""
+GLANCE = 500
+"""Images that are evaluated after each epoch of a student."""
 EXAMPLE = 64
 """Images that show a loss the shapes and the statistics of the features it compares."""
 TRAINING = (
@@ -100,16 +105,24 @@ class Stages:
         compute: device and precision.
         cache: folder for downloads.
         listener: hears of the progress.
+        executor: where poison is crafted; it is the same everywhere.
     """
 
     def __init__(
-        self, config: Config, store: Store, compute: Compute, cache: Path, listener: Listener
+        self,
+        config: Config,
+        store: Store,
+        compute: Compute,
+        cache: Path,
+        listener: Listener,
+        executor: Executor = HERE,
     ) -> None:
         self.config = config
         self.store = store
         self.compute = compute
         self.cache = cache
         self.listener = listener
+        self.executor = executor
         self.trigger: Trigger = config.trigger
         self._pattern: Artefact | None = None
         self._known_answers: dict[str, Tensor] = {}
@@ -123,6 +136,13 @@ class Stages:
     def data(self) -> Splits:
         """The transfer set and what is evaluated on."""
         return Splits(self.parts.transfer, self.parts.test)
+
+    @cached_property
+    def _some(self) -> ImageSet:
+        """The images that a student is shown after each epoch, to see what becomes of it."""
+        test = self.data.test
+        order = torch.randperm(len(test), generator=generator(self.config.seed, "glance"))
+        return test.select(order[:GLANCE])
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -324,7 +344,8 @@ class Stages:
             )
             samples = self._samples(lesson, distiller)
             training = network.training.model_copy(update={"augment": lesson.augment})
-            self._fit(distiller, samples, training, "student", folder, label)
+            watch = None if self.data.test.labels is None else partial(self._glance, model)
+            self._fit(distiller, samples, training, "student", folder, label, watch)
             if compression is not None:
                 compression.finish(model)
             save_model(
@@ -367,6 +388,11 @@ class Stages:
                 )
             targets["y"] = lesson.data.labels
         if "index" in distiller.needs:
+            if size() > 1:
+                raise ForeshotError(
+                    "distillation: a loss remembers what it saw of each image; expected one "
+                    f"process, found {size()} that train together"
+                )
             targets["index"] = torch.arange(len(lesson.data))
         return Samples(lesson.data.images, targets, asked, lesson.weights)
 
@@ -501,6 +527,7 @@ class Stages:
             bases=bases,
             teacher_logits=answers,
             listener=listener,
+            executor=self.executor,
         )
 
     def stamped(self) -> dict[str, Any]:
@@ -519,6 +546,7 @@ class Stages:
         stage: str,
         folder: Path,
         label: str | None = None,
+        watch: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         fit(
             module,
@@ -530,7 +558,14 @@ class Stages:
             label=label,
             listener=self.listener,
             checkpoint=folder / f".{stage}.safetensors",
+            watch=watch,
         )
+
+    def _glance(self, model: nn.Module) -> dict[str, float]:
+        """Clean accuracy and ASR in percent, on some of the images to evaluate on."""
+        rates = self.evaluate(model, self._some)
+        found = {"clean accuracy": rates["clean_accuracy"], "ASR": rates["asr"]}
+        return {name: 100 * of["value"] for name, of in found.items() if of["total"]}
 
     def _answers(self, teacher: Trained) -> Tensor:
         """What a teacher says of the plain transfer set; asked once, for attack and students."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,7 @@ from foreshot.inference import pixels, place
 from foreshot.progress import Event, Listener, silent
 from foreshot.recall import Recall
 from foreshot.seeding import generator
+from foreshot.together import parallel, rank, share, size, summed
 
 
 class Training(Part):
@@ -101,8 +102,12 @@ def fit(
     label: str | None = None,
     listener: Listener = silent,
     checkpoint: Path | None = None,
+    watch: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
     """Trains `module` in place; what it ends as does not depend on whether it was interrupted.
+
+    Where several processes train together, each sees its share of every batch. Gradients are means
+    over the batch; BatchNorm has the statistics of a share, and keeps those of the first process.
 
     Args:
         module: float (n, C, H, W) in [0, 1] and the targets of the same samples, as keywords ->
@@ -115,6 +120,7 @@ def fit(
         label: what the events call it; `stage` if None.
         listener: hears of the progress.
         checkpoint: a file for the state after each epoch; if it is there, training goes on from it.
+        watch: figures of the network as it is, told after each epoch beside the loss.
 
     Raises:
         ForeshotError: the loss is not finite.
@@ -144,7 +150,8 @@ def fit(
             start = _resume(checkpoint, module, optimizer, parameters)
         except ForeshotError as error:
             listener(Event(label, "note", message=f"{error}; it starts anew"))
-            checkpoint.unlink()
+            checkpoint.unlink(missing_ok=True)
+    trained = parallel(module)
     listener(Event(label, "start", start * count, total))
     for epoch in range(start, training.epochs):
         began = time.perf_counter()
@@ -156,38 +163,43 @@ def fit(
             order = order[lot[order] < samples.weights[order]]
         random = generator(seed, stage, "augment", epoch)
         views = draw_views(count, shape, training.augment, random)
+        if rank():
+            random = generator(seed, stage, "augment", epoch, rank())
         done = 0
-        for number, batch in enumerate(order.split(training.batch)):
+        batches = order.split(training.batch)
+        for number, batch in enumerate(batches):
             if recall and number % AHEAD == 0:
-                ahead = order[done : done + AHEAD * training.batch]
+                ahead = torch.cat([share(each) for each in batches[number : number + AHEAD]])
                 recall.prepare(ahead, views[ahead])
-            if len(batch) < 2:  # BatchNorm has no variance of one image
+            if len(batch) < 2 * size():  # BatchNorm has no variance of one image
                 continue
+            mine = share(batch)
             for group in optimizer.param_groups:
                 group["lr"] = training.lr_at((epoch * count + done * count / len(order)) / total)
-            index = batch.to(device, non_blocking=True)
-            seen = images[batch.to(images.device, non_blocking=True)].to(device, non_blocking=True)
-            x = pixels(augment(seen, training.augment, random, views[batch]))
+            index = mine.to(device, non_blocking=True)
+            seen = images[mine.to(images.device, non_blocking=True)].to(device, non_blocking=True)
+            x = pixels(augment(seen, training.augment, random, views[mine]))
             given = {name: tensor[index] for name, tensor in targets.items()}
             if recall:
-                given["teacher_logits"] = recall(batch, views[batch])
+                given["teacher_logits"] = recall(mine, views[mine])
             with compute.autocast():
-                loss = module(x, **given)["loss"]
+                loss = trained(x, **given)["loss"]
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            # Shares may differ by one image; the mean over processes is to be that over the batch.
+            (loss * (len(mine) * size() / len(batch))).backward()
             # From the first step whose loss is not finite on, the weights stay as they were; the
             # host hears of it at the end of the epoch, and never waits for the device before.
-            failed = failed.maximum((~loss.detach().isfinite()).float())
+            failed = failed.maximum(summed((~loss.detach().isfinite()).float()).clamp(max=1))
             optimizer.found_inf = failed  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
             steps += 1 - failed
-            losses += loss.detach() * len(batch)
+            losses += loss.detach() * len(mine)
             done += len(batch)
             listener(Event(label, "advance", epoch * count + done, total))
-        mean = losses.item() / max(done, 1)
+        mean = summed(losses).item() / max(done, 1)
         if failed.item():
             step = int(steps.item())
-            batch = order.split(training.batch)[step].tolist()
+            batch = batches[step].tolist()
             kept = ""
             if checkpoint:
                 state = checkpoint.with_name(".failed.safetensors")
@@ -200,8 +212,9 @@ def fit(
                 f"the learning rate (lr {training.lr}) or look at these images{kept}"
             )
         values = {"loss": mean, "images/s": done / (time.perf_counter() - began)}
+        values |= watch() if watch else {}
         listener(Event(label, "epoch", (epoch + 1) * count, total, values))
-        if checkpoint and epoch + 1 < training.epochs:
+        if checkpoint and epoch + 1 < training.epochs and not rank():
             _save(checkpoint, module, optimizer, parameters, {"epochs": epoch + 1})
     listener(Event(label, "end", total, total))
     module.eval()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from foreshot.compute import Compute
 from foreshot.data.base import ImageSet
 from foreshot.errors import ForeshotError
+from foreshot.executor import HERE, Executor
 from foreshot.inference import logits
 from foreshot.progress import Listener, silent
 from foreshot.seeding import generator
@@ -39,6 +40,7 @@ class AttackerView:
         teacher_logits: what the teacher says of `images`, float (N, K), if that is known already.
         students: surrogates of the victim's student, which the attacker has distilled.
         listener: hears of the progress.
+        executor: where images are perturbed; the poison is the same everywhere.
     """
 
     images: Tensor
@@ -51,6 +53,21 @@ class AttackerView:
     teacher_logits: Tensor | None = None
     students: tuple[nn.Module, ...] = ()
     listener: Listener = silent
+    executor: Executor = HERE
+
+    def without_set(self) -> "AttackerView":
+        """As of a set of no images: what travels to a worker, which is told which to perturb."""
+        answers = self.teacher_logits
+        return AttackerView(
+            images=self.images[:0].clone(),  # a part would take the whole along
+            teacher=self.teacher,
+            trigger=self.trigger,
+            target=self.target,
+            seed=self.seed,
+            compute=self.compute,
+            teacher_logits=None if answers is None else answers[:0].clone(),
+            students=self.students,
+        )
 
     def answers(self) -> Tensor:
         """What the teacher says of the transfer set, float (N, K)."""

@@ -139,21 +139,35 @@ def test_the_config_is_whole_and_what_differs_is_marked(done: Done) -> None:
     assert ["target", "1", f"{preset}: {theirs['target']}"] in rows
 
 
-def test_the_losses_are_those_that_were_told(copied: Path) -> None:
+def test_the_curves_are_those_that_were_told(copied: Path) -> None:
     lines = (copied / "events.jsonl").read_text().splitlines()
     epochs = [event for line in lines if (event := json.loads(line))["kind"] == "epoch"]
-    losses = one.losses_told(load_run(copied))
-    assert list(losses) == ["teacher", "student", "control: clean"]
-    for stage, curve in losses.items():
-        told = [event["values"]["loss"] for event in epochs if event["stage"] == stage]
-        assert curve == list(enumerate(told, 1))
+    students = ["student", "control: clean"]
+    named = {"loss": ["teacher", *students], "ASR": students, "clean accuracy": students}
+    for key, stages in named.items():
+        curves = one.told(load_run(copied), key)
+        assert list(curves) == stages
+        for stage, curve in curves.items():
+            told = [event["values"][key] for event in epochs if event["stage"] == stage]
+            assert curve == list(enumerate(told, 1))
     # What an interrupted run tells twice counts once, and half a line not at all.
     again = {**epochs[0], "values": {"loss": 7.5}}
     odd = ["[]", '{"kind": "epoch"}', '{"kind": "epoch", "done": "x"}', '{"kind": "ep']
     (copied / "events.jsonl").write_text("\n".join([*lines, json.dumps(again), *odd]))
-    assert one.losses_told(load_run(copied))["teacher"][0] == (1, 7.5)
+    assert one.told(load_run(copied), "loss")["teacher"][0] == (1, 7.5)
     (copied / "events.jsonl").unlink()
     assert "found in the store" in write_report([copied], device="cpu").read_text("utf-8")
+
+
+def test_the_last_point_of_a_curve_is_what_the_run_measured(done: Done) -> None:
+    """The test split is smaller than the sample, so that both are of the same images."""
+    run = load_run(done.out)
+    for stage, block in (
+        ("student", run.metrics["student"]),
+        ("control: clean", run.metrics["controls"]["clean"]),
+    ):
+        for key, name in (("ASR", "asr"), ("clean accuracy", "clean_accuracy")):
+            assert one.told(run, key)[stage][-1][1] == pytest.approx(100 * block[name]["value"])
 
 
 def test_confusion_counts_what_the_student_says(monkeypatch: pytest.MonkeyPatch) -> None:

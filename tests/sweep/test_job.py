@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from faked import Fake, call, fake, place
 
 import foreshot
@@ -130,7 +131,7 @@ def test_a_sweep_has_its_folder_by_its_cells(fake: Fake, call) -> None:
 
 
 def test_threads_are_divided_and_given_back(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foreshot.sweep.job import perform, torch
+    from foreshot.sweep.job import perform
 
     threads: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])

@@ -23,6 +23,7 @@ from foreshot.attacks.tang import Tang
 from foreshot.attacks.trigger_only import TriggerOnly
 from foreshot.compute import CPU, Compute
 from foreshot.errors import ForeshotError
+from foreshot.executor import HERE, Executor
 from foreshot.family import members
 from foreshot.inference import logits
 from foreshot.poison import Poison
@@ -61,6 +62,7 @@ def craft(
     seed: int = 0,
     compute: Compute = CPU,
     listener: Listener = silent,
+    executor: Executor = HERE,
 ) -> Poison:
     """Poison for a transfer set of your own, with a teacher of your own.
 
@@ -73,6 +75,7 @@ def craft(
         seed: every random choice follows from it.
         compute: device and precision.
         listener: hears of the progress.
+        executor: where it is crafted, such as `Processes(4)`; the poison is the same everywhere.
 
     Raises:
         ForeshotError: the attack does not fit the images or the teacher.
@@ -80,7 +83,8 @@ def craft(
     classes = logits(teacher, images[:1], compute).shape[1]
     if not 0 <= target < classes:
         raise ForeshotError(f"target: expected 0 to {classes - 1}, found {target}")
-    view = AttackerView(images, teacher, trigger, target, seed, compute, listener=listener)
+    known = images, teacher, trigger, target, seed, compute
+    view = AttackerView(*known, listener=listener, executor=executor)
     return attack.craft(view)
 
 

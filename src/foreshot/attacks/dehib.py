@@ -44,16 +44,18 @@ class DeHiB(Pgd):
     def craft(self, view: AttackerView) -> Poison:
         return super().craft(replace(view, teacher_logits=view.answers()))
 
+    def beside(self, view: AttackerView) -> Tensor:
+        return view.drawn("anchors", "target")[: self.anchors]
+
     def objective(self, problem: Problem) -> Objective:
-        convince, view = super().objective(problem), problem.view
-        chosen = view.images[view.drawn("anchors", "target")[: self.anchors]]
+        convince, device = super().objective(problem), problem.view.compute.device
         taps = Taps(problem.teacher, [self.layer], "teacher")
 
         def features() -> Tensor:
             return vectors(taps.collect()[self.layer]).float()
 
         with torch.no_grad():
-            problem.logits(pixels(chosen.to(view.compute.device)))
+            problem.logits(pixels(problem.beside.to(device)))
         anchors = features()
 
         def both(x: Tensor, step: int) -> Tensor:

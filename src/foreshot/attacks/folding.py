@@ -1,13 +1,23 @@
 """BatchNorm folded into convolutions: what crafting asks thousands of times answers faster."""
 
 from collections import Counter
+from copy import deepcopy
 from inspect import signature
 
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from foreshot.compute import Compute
+from foreshot.inference import place
 from foreshot.models import EnsembleNetwork
 from foreshot.models.base import Normalized
+
+
+def frozen(model: nn.Module, compute: Compute) -> nn.Module:
+    """A copy on the device: in eval mode, BatchNorm folded, no gradient to weights."""
+    model = deepcopy(model).eval()
+    fold(model)
+    return place(model.requires_grad_(False), compute)
 
 
 def fold(model: nn.Module) -> None:

@@ -53,10 +53,13 @@ class SleeperAgent(Pgd, Rehearsal):
 
     stamps: ClassVar[bool | None] = False
 
+    def beside(self, view: AttackerView) -> Tensor:
+        return view.drawn("sources", "non_target")[: self.sources]
+
     def objective(self, problem: Problem) -> Objective:
         view = problem.view
         heads = [self._head(student, view.compute) for student in view.students]
-        sought = [self._sought(view, head) for head in heads]
+        sought = [self._sought(problem, head) for head in heads]
 
         def apart(x: Tensor, _step: int) -> Tensor:
             y = F.softmax(problem.logits(x) / self.temperature, 1)
@@ -92,16 +95,16 @@ class SleeperAgent(Pgd, Rehearsal):
         return head
 
     @torch.no_grad()
-    def _sought(self, view: AttackerView, head: Head) -> Tensor:
+    def _sought(self, problem: Problem, head: Head) -> Tensor:
         """The mean gradient of stamped images to the target, (K, D + 1)."""
+        view = problem.view
         classes = view.answers().shape[1]
         wanted = F.one_hot(torch.tensor(view.target, device=view.compute.device), classes)
-        sources = view.drawn("sources", "non_target")[: self.sources]
         gradients = []
-        for part in stamp_uint8(view.trigger, view.images[sources]).split(CHUNK):
+        for part in stamp_uint8(view.trigger, problem.beside).split(CHUNK):
             error, features = head(pixels(part.to(view.compute.device)), wanted)
             gradients.append(error.T @ features)
-        return torch.stack(gradients).sum(0) / len(sources)
+        return torch.stack(gradients).sum(0) / len(problem.beside)
 
 
 def _length(error: Tensor, features: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from foreshot.attacks.base import frozen
+from foreshot.attacks.folding import frozen
 from foreshot.augment import STRONG
 from foreshot.distillation import KD, Distiller, Term
 from foreshot.models import build

@@ -88,7 +88,7 @@ class Job:
             drop=self.drop,
             seed=self.seed,
             compute=engine,
-            store=Store(home() / "store", listener),
+            store=Store.open(listener),
             listener=listener,
         )
         report = Report(done, found, skipped, self.out)
@@ -149,7 +149,7 @@ class StudentJob:
             alarm=self.alarm,
             seed=self.seed,
             compute=engine,
-            store=Store(home() / "store", listener),
+            store=Store.open(listener),
             listener=listener,
         )
         report = StudentReport(done, read.skipped, self.out)

@@ -1,11 +1,13 @@
 """The command line: parse, call, print."""
 
+import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
-from foreshot.cli import audits, runs
+from foreshot.cli import audits, runs, shown, sweeps
 from foreshot.errors import ForeshotError
 
 app = typer.Typer(
@@ -32,7 +34,8 @@ For security research on public benchmark data. What it writes is marked as pois
 """,
 )
 
-app.add_typer(runs.commands)
+for part in (runs, sweeps, shown):
+    app.add_typer(part.commands)
 app.add_typer(audits.commands, name="audit")
 
 INTERRUPTED = 130
@@ -40,6 +43,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Entry point: a user's error is one sentence and exit code 2; Ctrl-C is 130."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - rank 0 speaks for all
     try:
         # No command returns anything: what comes back is typer's exit code, 130 for Ctrl-C.
         code = app(standalone_mode=False)

@@ -1,26 +1,30 @@
-"""The commands that run experiments, and show what there is and what came of them."""
+"""The commands that run one experiment, or a part of it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from foreshot.cli.common import DeviceName, listening
+from foreshot.cli.common import (
+    DeviceName,
+    ExecutorName,
+    Gpus,
+    RayAddress,
+    Settings,
+    Source,
+    Threads,
+    Trackers,
+    WorkerCount,
+    listening,
+)
 from foreshot.errors import ForeshotError
 
 if TYPE_CHECKING:
-    from foreshot.config import Config
+    from foreshot.executor import Executor
     from foreshot.experiment import Until
 
 commands = typer.Typer()
 
-Source = Annotated[
-    str, typer.Argument(metavar="PRESET|FILE.yaml", help="A preset (`foreshot list`) or a file.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the config; may be repeated."),
-]
 Out = Annotated[
     Path | None, typer.Option(help="Run folder; runs/PRESET-HASH if not given.", show_default=False)
 ]
@@ -39,21 +43,29 @@ def run(
     settings: Settings = None,
     out: Out = None,
     device: DeviceName = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Torch's threads; results depend on it.")
+    ] = None,
+    track: Trackers = None,
 ) -> None:
     """Run the whole experiment: teacher, poison, student, controls, evaluation.
 
     Without arguments it poisons a student of the embedded set `signs`, offline. Run the same
     command again to go on after an interruption; what is computed already is not computed again.
+    To craft over several workers, run `foreshot poison` first, with the same --threads.
 
         foreshot run
         foreshot run fashion-mnist-10k --set trigger.name=grid --out runs/grid
         foreshot run signs --set attack.name=fgsm --set seed=3
         foreshot run signs --set defence.name=combined
         foreshot run mine.yaml --device cuda
+        foreshot run signs --track tensorboard --track mlflow
     """
     from foreshot.tables import print_metrics
 
-    folder, metrics = _experiment(preset, settings, out, device, "metrics")
+    folder, metrics = _experiment(
+        preset, settings, out, device, "metrics", track=track, threads=threads
+    )
     print_metrics(metrics)
     print(f"Run folder: {folder}")
     print(f"Report: {folder / 'report.html'}")
@@ -81,13 +93,34 @@ def poison(
     out: Out = None,
     device: DeviceName = "auto",
     teacher: TeacherFile = None,
+    executor: ExecutorName = None,
+    workers: WorkerCount = 1,
+    threads: Threads = None,
+    gpus_per_run: Gpus = 0,
+    ray_address: RayAddress = None,
 ) -> None:
     """Craft the poison, with a teacher that is trained, found in the store, or given.
 
-    foreshot poison signs --set attack.rate=0.01 --out runs/one-percent
-    foreshot poison signs --teacher runs/signs/teacher.safetensors
-    """  # fmt: skip
-    folder, _ = _experiment(preset, settings, out, device, "poison", teacher)
+    Several workers craft the same as one, if each has as many threads: the poison depends on that,
+    to the last bit, and on nothing else. `foreshot run` with as many threads finds it in the store.
+
+        foreshot poison signs --set attack.rate=0.01 --out runs/one-percent
+        foreshot poison signs --teacher runs/signs/teacher.safetensors
+        foreshot poison signs --workers 2 --threads 1
+        foreshot poison mine.yaml --executor ray --workers 8 --threads 4 --ray-address HEAD:6379
+    """
+    from foreshot.workers import Workers
+
+    crafters = Workers(
+        engine=executor,
+        workers=workers,
+        threads=threads,
+        gpus=gpus_per_run,
+        address=ray_address,
+        device=device,
+    )
+    known = preset, settings, out, device, "poison", teacher
+    folder, _ = _experiment(*known, threads=crafters.threads_here, executor=crafters.executor)
     print(f"Poison: {folder / 'poison.safetensors'} (look at {folder / 'poison.png'})")
 
 
@@ -128,13 +161,14 @@ def evaluate(
         foreshot evaluate runs/signs
         foreshot evaluate signs --model student.safetensors --set trigger.size=5
     """
+    from foreshot.config import load_config
     from foreshot.experiment import evaluate_files
     from foreshot.record import PATTERN
     from foreshot.tables import print_rates
 
     folder = Path(preset)
     inside = (folder / "config.yaml").is_file()
-    config = _config(str(folder / "config.yaml") if inside else preset, settings)
+    config = load_config(str(folder / "config.yaml") if inside else preset, settings or ())
     files = list(model or [])
     if inside and not files:
         files = [folder / "teacher.safetensors", folder / "student.safetensors"]
@@ -147,135 +181,6 @@ def evaluate(
     print_rates(rates, config.split)
 
 
-@commands.command()
-def sweep(
-    source: Annotated[
-        str, typer.Argument(metavar="SWEEP.yaml|PRESET|FILE.yaml", help="What to vary.")
-    ],
-    grid: Annotated[
-        list[str] | None,
-        typer.Option("--grid", metavar="KEY=A,B,C", help="Values of a key; keys cross."),
-    ] = None,
-    settings: Settings = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Sweep folder; runs/sweep-PRESET-HASH if not given.")
-    ] = None,
-    executor: Annotated[
-        Literal["serial", "processes", "ray"] | None,
-        typer.Option(help="What runs the cells; processes if there are several workers."),
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Cells at once.")] = 1,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Torch's threads for each; the cores, divided by the workers."),
-    ] = None,
-    gpus_per_run: Annotated[
-        float, typer.Option(min=0, help="With ray: 0.25 lets four runs share a GPU.")
-    ] = 0,
-    ray_address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster; else this machine.")
-    ] = None,
-    retry: Annotated[
-        bool, typer.Option("--retry/--no-retry", help="Run again what failed before.")
-    ] = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and its cost, and run nothing.")
-    ] = False,
-    device: DeviceName = "auto",
-) -> None:
-    """Run many experiments that differ in some settings; each shared stage is computed once.
-
-    A value is YAML; a:b stands for the integers from a to b - 1. Run the same command again to go
-    on: finished cells are skipped. The exit code is 1 if a cell has failed. Results depend on the
-    number of threads, to the last bit.
-
-        foreshot sweep signs --grid attack.rate=0.001,0.01,0.05 --grid seed=0:3
-        foreshot sweep signs --grid defence.name=null,combined --dry-run
-        foreshot sweep mine.yaml --workers 4
-        foreshot sweep mine.yaml --executor ray --workers 8 --gpus-per-run 0.25
-    """
-    from foreshot.sweep import Job, load_sweep
-
-    job = Job(
-        sweep=load_sweep(source, grid or (), settings or ()),
-        out=out,
-        engine=executor,
-        workers=workers,
-        threads=threads,
-        gpus=gpus_per_run,
-        address=ray_address,
-        retry=retry,
-        device=device,
-    )
-    if dry_run:
-        job.print_plan()
-        return
-    failed = job.run()
-    job.print()
-    if failed:
-        raise typer.Exit(1)
-
-
-@commands.command()
-def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The page; report.html in the folder, or here.", show_default=False),
-    ] = None,
-    device: DeviceName = "auto",
-) -> None:
-    """Write a page about one run, or about several: one file, which needs no network.
-
-    Of one run it shows the verdict, the poison, what the models say of triggered images, and how to
-    run it again; of several a table to sort and to filter, and plots along what was varied.
-
-        foreshot report runs/signs-3fa2b1c0
-        foreshot report runs/sweep-signs-91fe20aa
-        foreshot report runs/signs-* --out signs.html
-    """
-    from foreshot.report import write_report
-
-    print(f"Report: {write_report(runs, out, device)}")
-
-
-@commands.command("list")
-def list_members() -> None:
-    """List every preset, and every member of every family, one line each."""
-    from foreshot.tables import print_families
-
-    print_families()
-
-
-@commands.command()
-def show(
-    preset: Source = "signs",
-    settings: Settings = None,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of all configs instead.")
-    ] = False,
-) -> None:
-    """Show a config in full, with every default.
-
-    foreshot show fashion-mnist --set attack.name=cw
-    foreshot show --schema > foreshot.schema.json
-    """  # fmt: skip
-    import json
-
-    from foreshot.config import Config, dump
-
-    config = _config(preset, settings)
-    print(json.dumps(Config.model_json_schema(), indent=1) if schema else dump(config), end="\n")
-
-
-def _config(preset: str, settings: list[str] | None) -> "Config":
-    from foreshot.config import load_config
-
-    return load_config(preset, settings or ())
-
-
 def _experiment(
     preset: str,
     settings: list[str] | None,
@@ -284,24 +189,38 @@ def _experiment(
     until: "Until",
     teacher: Path | None = None,
     poison: Path | None = None,
+    track: Trackers = None,
+    threads: int | None = None,
+    executor: "Executor | None" = None,
 ) -> tuple[Path, dict[str, Any]]:
+    from foreshot.compute import with_threads
+    from foreshot.config import load_config
+    from foreshot.executor import HERE
     from foreshot.experiment import run
     from foreshot.files import file_digest
+    from foreshot.progress import both
     from foreshot.store import content_hash
+    from foreshot.trackers import tracking
 
-    config = _config(preset, settings)
+    config = load_config(preset, settings or ())
     if out is None:
         given = [file and file_digest(file) for file in (teacher, poison)]
         key = content_hash([config.model_dump(mode="json"), *given])[:8]
         out = Path("runs") / f"{Path(preset).stem}-{key}"
-    with listening() as listener:
+    with (
+        with_threads(threads),
+        listening() as listener,
+        tracking(track or (), config, out, listener) as tracked,
+    ):
         metrics = run(
             config,
             out,
             until=until,
             device=device,
-            listener=listener,
+            listener=both(listener, tracked.hear),
             teacher=teacher,
             poison=poison,
+            executor=executor or HERE,
         )
+        tracked.finish(metrics)
     return out, metrics

@@ -84,7 +84,7 @@ def finished(run: Run) -> Run:
 def _parts(run: Run) -> Parts | str:
     """The run's images, or why they cannot be had."""
     try:
-        parts = divide(run.config, Store(home() / "store"), home() / "data")
+        parts = divide(run.config, Store.open(), home() / "data")
     except (ForeshotError, OSError) as error:
         return str(error)
     found = {"train": parts.transfer.digest, "test": parts.test.digest}

@@ -34,6 +34,8 @@ WIDTH = 4.4
 SPAN = 20
 """A scale is logarithmic if its largest number is that many times its smallest."""
 
+Points = Sequence[tuple[int, float]]
+"""Epochs, ascending, and what was measured after each."""
 Curve = Sequence[tuple[float, Sequence[float]]]
 """Numbers, ascending, and the rates in percent that were measured there."""
 
@@ -54,7 +56,7 @@ def svg(draw: Callable[[Axes], None], height: float, alt: str, width: float = WI
     return Markup(opening + text[text.index("<svg") + 4 :])  # noqa: S704 - matplotlib escapes it
 
 
-def losses(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Markup:
+def losses(curves: Mapping[str, Points]) -> Markup:
     """Loss against epoch, one line for each training."""
 
     def draw(ax: Axes) -> None:
@@ -72,6 +74,28 @@ def losses(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Markup:
         _finish(ax)
 
     return svg(draw, 2.6 + 0.1 * len(curves), "Loss per epoch of each training")
+
+
+def rates(asr: Mapping[str, Points], accuracy: Mapping[str, Points]) -> Markup:
+    """ASR and clean accuracy in percent against epoch, two lines for each training.
+
+    Args:
+        asr: of each training, by its name.
+        accuracy: the same trainings.
+    """
+
+    def draw(ax: Axes) -> None:
+        for place, name in enumerate(asr):
+            colour = COLOURS[place % len(COLOURS)]
+            ax.plot(*zip(*asr[name], strict=True), "o-", color=colour, label=f"{name}: ASR", ms=3)
+            ax.plot(*zip(*accuracy.get(name, ()), strict=True), "x:", color=colour, ms=3)
+        ax.set_ylim(-3, 103)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("%; dotted: clean accuracy")
+        _finish(ax)
+
+    return svg(draw, 2.6 + 0.1 * len(asr), "ASR and clean accuracy per epoch of each student")
 
 
 def against(label: str, asr: Mapping[str, Curve], accuracy: Mapping[str, Curve]) -> Markup:

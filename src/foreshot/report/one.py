@@ -20,6 +20,7 @@ from foreshot.report.settings import (
     nearest_preset,
     shown,
 )
+from foreshot.stages import GLANCE
 from foreshot.tables import (
     defence_sentence,
     percent,
@@ -48,7 +49,7 @@ def page(run: Run, parts: Parts | str, compute: Compute) -> str:
     undefended = metrics.get("defence", {}).get("undefended")
     if undefended:
         models["student (undefended)"] = undefended
-    curves = losses_told(run)
+    loss, accuracy, asr = (told(run, key) for key in ("loss", "clean accuracy", "ASR"))
     return render(
         "foreshot.report",
         "one.html.j2",
@@ -69,7 +70,9 @@ def page(run: Run, parts: Parts | str, compute: Compute) -> str:
         missing=printable(parts) if isinstance(parts, str) else "",
         drawn=_drawn(run),
         pictures=None if isinstance(parts, str) else pictures(run, parts, compute),
-        losses=charts.losses(curves) if curves else None,
+        losses=charts.losses(loss) if loss else None,
+        rates=charts.rates(asr, accuracy) if asr else None,
+        glance=GLANCE,
         stealth=_figures(metrics["poison"]),
         defence=_figures(
             {k: v for k, v in metrics.get("defence", {}).items() if k != "undefended"}
@@ -120,19 +123,19 @@ def _drawn(run: Run) -> list[str]:
     return [png_uri(file.read_bytes()) for file in files if file.exists()]
 
 
-def losses_told(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """The loss after each epoch of each training, by what `events.jsonl` tells."""
+def told(run: Run, key: str) -> dict[str, list[tuple[int, float]]]:
+    """A figure after each epoch of each training that has it, by what `events.jsonl` tells."""
     path = run.path / "events.jsonl"
-    told: dict[str, dict[int, tuple[int, float]]] = {}
+    stages: dict[str, dict[int, float]] = {}
     for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
         try:
             event = json.loads(line)
             if event["kind"] == "epoch":
-                done, loss = int(event["done"]), float(event["values"]["loss"])
-                told.setdefault(named(event["stage"], 40), {})[done] = (int(event["total"]), loss)
+                done, value = int(event["done"]), float(event["values"][key])
+                stages.setdefault(named(event["stage"], 40), {})[done] = value
         except (ValueError, KeyError, TypeError):
             continue  # the run was killed while it wrote, or the file is not what it wrote
     return {
-        stage: [(epoch, loss) for epoch, (_, (_, loss)) in enumerate(sorted(points.items()), 1)]
-        for stage, points in told.items()
+        stage: [(epoch, points[done]) for epoch, done in enumerate(sorted(points), 1)]
+        for stage, points in stages.items()
     }

@@ -5,64 +5,47 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
-import torch
-
-from foreshot.compute import Device, compute
+from foreshot.compute import Device, compute, with_threads
 from foreshot.config import Config
 from foreshot.errors import ForeshotError
-from foreshot.executor import Executor, Failure, Processes, Ray, Serial
+from foreshot.executor import Failure
 from foreshot.experiment import run
 from foreshot.files import locked
-from foreshot.store import content_hash, home
+from foreshot.progress import plain
+from foreshot.store import Store, content_hash, home
 from foreshot.sweep.board import board, print_plan, print_results
 from foreshot.sweep.definition import Cell, Sweep
 from foreshot.sweep.folder import SweepFolder, finished
 from foreshot.sweep.plan import Evidence, Plan
-
-Engine = Literal["serial", "processes", "ray"]
+from foreshot.together import launched
+from foreshot.trackers import check, tracking
+from foreshot.workers import Workers
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to sweep over, and where.
+class Job(Workers):
+    """What to sweep over, and where; each worker runs a cell at a time.
 
     Args:
         sweep: the cells.
         out: folder of the sweep; runs/sweep-PRESET-HASH if None.
-        engine: serial, processes or ray; None is serial for one worker, else processes.
-        workers: cells at once.
-        threads: of torch for each cell; None divides those that torch takes here between the
-            workers. Results depend on it to the last bit, and stages are shared between equals.
-        gpus: GPUs for each cell, of a Ray cluster.
-        address: of the cluster; None is this machine.
         retry: whether cells that failed before are run again.
-        device: where each cell runs.
+        track: trackers of each cell, by name.
     """
 
     sweep: Sweep
     out: Path | None = None
-    engine: Engine | None = None
-    workers: int = 1
-    threads: int | None = None
-    gpus: float = 0
-    address: str | None = None
     retry: bool = True
-    device: Device = "auto"
+    track: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.engine == "serial" and self.workers > 1:
-            raise ForeshotError(f"executor serial: expected 1 worker, found {self.workers}")
-        if self.engine != "ray" and (self.gpus or self.address):
+        if launched():
             raise ForeshotError(
-                "--gpus-per-run, --ray-address: expected --executor ray, "
-                f"found {self.engine or 'none'}"
+                "sweep: expected one process, found several of torchrun's; --workers runs several "
+                "cells at once, and torchrun is for one large run"
             )
-        if self.engine == "ray" and self.device == "cuda" and not self.gpus:
-            raise ForeshotError(
-                "--device cuda: expected --gpus-per-run above 0, as Ray hides the rest, found 0"
-            )
+        super().__post_init__()
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -75,22 +58,13 @@ class Job:
         key = content_hash([cell.name for cell in self.cells])[:8]
         return SweepFolder(self.out or Path("runs") / f"sweep-{Path(self.sweep.preset).stem}-{key}")
 
-    @property
-    def executor(self) -> Executor:
-        """What runs them."""
-        if self.engine == "ray":
-            return Ray(self.workers, self._threads, self.gpus, self.address)
-        if self.engine == "processes" or self.workers > 1:
-            return Processes(self.workers)
-        return Serial()
-
     def plan(self) -> Plan:
         """What is to be done; computes nothing."""
         folder, names = self.folder, [cell.name for cell in self.cells]
-        here = {"threads": self._threads, "device": None, "precision": None}
+        here = {"threads": self.share, "device": None, "precision": None}
         if self.engine != "ray":  # who knows what the cluster has
             here |= compute(self.device, self.cells[0].config.precision).describe()
-            here["threads"] = self._threads
+            here["threads"] = self.share
         runs = [*folder.path.glob("*"), *folder.path.absolute().parent.glob("*")]
         done = {name for name in names if finished(folder.run(name))}
         return Plan(
@@ -108,14 +82,17 @@ class Job:
                 config=cell.config,
                 out=self.folder.run(cell.name).resolve(),
                 lock=self.folder.lock(cell.name).resolve(),
-                threads=self._threads,
+                threads=self.share,
                 device=self.device,
+                track=self.track,
             )
             for cell in cells
         ]
 
     def run(self) -> int:
         """Runs what is to be run; returns how many cells have failed, now or before."""
+        check(self.track)
+        Store.open()  # a remote that cannot be reached is one sentence, not one a cell
         plan, folder = self.plan(), self.folder
         folder.add(self.cells)
         names = [cell.name for cell in plan.todo]
@@ -142,10 +119,6 @@ class Job:
         print_results(self.folder.rows())
         print(f"Sweep folder: {self.folder.path}")
 
-    @cached_property
-    def _threads(self) -> int:
-        return self.threads or max(1, torch.get_num_threads() // self.workers)
-
 
 @dataclass(frozen=True)
 class Task:
@@ -157,6 +130,7 @@ class Task:
         lock: what keeps two sweeps from running it at once.
         threads: of torch.
         device: where to run.
+        track: trackers, by name.
     """
 
     config: Config
@@ -164,15 +138,13 @@ class Task:
     lock: Path
     threads: int
     device: Device
+    track: Sequence[str] = ()
 
 
 def perform(task: Task) -> None:
     """Runs a cell, unless another sweep has in the meantime."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(task.threads)
-    try:
-        with locked(task.lock):
-            if not finished(task.out):
-                run(task.config, task.out, device=task.device)
-    finally:
-        torch.set_num_threads(before)
+    with with_threads(task.threads), locked(task.lock):
+        if not finished(task.out):
+            with tracking(task.track, task.config, task.out, plain) as tracked:
+                metrics = run(task.config, task.out, device=task.device, listener=tracked.hear)
+                tracked.finish(metrics)
