@@ -33,10 +33,15 @@ class Undisturbed:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    place = Place(tmp_path_factory.mktemp("undisturbed"))
-    log, began = place.root / "log", time.monotonic()
-    assert place.run(before=counted(log)) == 0
-    return Undisturbed(place.artefacts(), time.monotonic() - began, int(log.read_text()))
+    counting = Place(tmp_path_factory.mktemp("counting"))
+    log = counting.root / "log"
+    assert counting.run(before=counted(log)) == 0
+    # A second run for its time: the first brings files into memory, and counts.
+    place, began = Place(tmp_path_factory.mktemp("undisturbed")), time.monotonic()
+    assert place.run() == 0
+    seconds = time.monotonic() - began
+    assert place.artefacts() == counting.artefacts()
+    return Undisturbed(place.artefacts(), seconds, int(log.read_text()))
 
 
 def check(place: Place, undisturbed: Undisturbed) -> None:
@@ -78,14 +83,13 @@ def test_a_run_is_killed_five_times(undisturbed: Undisturbed, tmp_path: Path) ->
 def test_a_run_is_killed_at_thirty_random_moments(
     kind: str, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    chance = random.Random(f"{SEED} {kind}")
-    killed = 0
-    for number in range(10):
-        place = Place(tmp_path / str(number))
+    chance, killed, number = random.Random(f"{SEED} {kind}"), 0, 0
+    while killed < 10:  # some end before their moment, as others' work makes a machine slow or fast
+        place, number = Place(tmp_path / str(number)), number + 1
         killed += kill(place, kind, chance, undisturbed) in KILLED
         check(place, undisturbed)
         shutil.rmtree(place.root)
-    assert killed >= 9
+        assert number < 40
 
 
 @pytest.mark.slow
