@@ -17,6 +17,7 @@ from torch import nn
 
 from conftest import DIGITS, stripes
 from foreshot.compute import CPU
+from foreshot.errors import ForeshotError
 from foreshot.files import file_digest, read_json, read_tensors, write_tensors
 from foreshot.together import agree, share
 from foreshot.training import Samples, Supervised, Training, fit
@@ -26,14 +27,14 @@ ODD = 75
 """Images: with batches of 16 the last one has 11, which two cannot share evenly."""
 
 
-def trained() -> tuple[dict[str, torch.Tensor], list[float]]:
-    """A network without BatchNorm, whose gradients do not depend on how a batch is shared."""
+def trained(*norm: nn.Module, batch: int = 16) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """A network that is trained; without BatchNorm no gradient depends on how a batch is shared."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 16), nn.Tanh(), nn.Linear(16, 4))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 16), *norm, nn.Tanh(), nn.Linear(16, 4))
     data, told = stripes(ODD, 0), []
     assert data.labels is not None
     samples = Samples(data.images, {"y": data.labels}, weights=torch.linspace(0.5, 1, ODD))
-    schedule = Training(epochs=3, batch=16, lr=0.1, augment="crop_flip")
+    schedule = Training(epochs=3, batch=batch, lr=0.1, augment="crop_flip")
 
     def listen(event: Any) -> None:
         if event.kind == "epoch":
@@ -52,6 +53,10 @@ def along(rank: int, folder: Path) -> None:
     assert CPU.describe()["processes"] == 2
     weights, told = trained()
     write_tensors(folder / f"{rank}.safetensors", weights, {"told": told})
+    normed, _ = trained(nn.BatchNorm1d(16))
+    write_tensors(folder / f"normed-{rank}.safetensors", normed, {})
+    with pytest.raises(ForeshotError, match="expected batches of two images or more for each of 2"):
+        trained(batch=3)
     dist.destroy_process_group()
 
 
@@ -62,12 +67,17 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     alone, told = trained()
     for process in processes:
         process.join()
+        assert process.exitcode == 0
     (first, about), (second, other) = (read_tensors(tmp_path / f"{n}.safetensors") for n in (0, 1))
     for name, weight in alone.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], weight, rtol=0, atol=1e-6)
     assert about["told"] == other["told"] == pytest.approx(told, abs=1e-6)
     assert "processes" not in CPU.describe()
+    one, other = (read_tensors(tmp_path / f"normed-{n}.safetensors")[0] for n in (0, 1))
+    assert "2.running_mean" in one
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
 
 
 def torchrun(folder: Path, home: Path) -> subprocess.Popen[str]:
@@ -147,7 +157,6 @@ def test_ray_train_gives_the_same_bits(both: Path, tmp_path: Path) -> None:
 
 
 def test_a_sweep_is_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    from foreshot.errors import ForeshotError
     from foreshot.sweep import Job, load_sweep
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")

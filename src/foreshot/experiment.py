@@ -56,7 +56,7 @@ def run(
         ForeshotError: the config does not fit the data, a file is not what it should be, or `out`
             holds another experiment.
     """
-    with joined(out, listener) as (place, hears):
+    with joined(out, listener, device) as (place, hears):
         return _run(config, place, until, device, hears, store, teacher, poison, executor)
 
 

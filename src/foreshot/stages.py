@@ -55,6 +55,7 @@ TRAINING = (
     "models",
     "seeding.py",
     "taps.py",
+    "together.py",
 )
 CRAFTING = (
     *TRAINING,
@@ -117,6 +118,11 @@ class Stages:
         listener: Listener,
         executor: Executor = HERE,
     ) -> None:
+        if size() > 1 and any(term.loss.needs_index for term in config.distillation.terms):
+            raise ForeshotError(
+                "distillation: a loss remembers what it saw of each image; expected one process, "
+                f"found {size()} that train together"
+            )
         self.config = config
         self.store = store
         self.compute = compute
@@ -388,11 +394,6 @@ class Stages:
                 )
             targets["y"] = lesson.data.labels
         if "index" in distiller.needs:
-            if size() > 1:
-                raise ForeshotError(
-                    "distillation: a loss remembers what it saw of each image; expected one "
-                    f"process, found {size()} that train together"
-                )
             targets["index"] = torch.arange(len(lesson.data))
         return Samples(lesson.data.images, targets, asked, lesson.weights)
 

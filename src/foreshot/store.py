@@ -190,6 +190,9 @@ class Store:
     def _share(self, artefact: Artefact, label: str) -> None:
         """Gives an artefact to the remote, if it is not there; the marker comes last."""
         *_, marker = files = [artefact.folder / name for name in (*artefact.digests, DONE)]
+        if self.remote and sum(file.stat().st_size for file in files) > LARGEST:
+            self._note(label, f"it is too large for {self.remote.name}, and stays here")
+            return
         self._remotely(label, lambda remote: remote.has(marker) or remote.give(files))
 
     def _remotely(self, label: str, work: Callable[[Remote], T]) -> T | None:

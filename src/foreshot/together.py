@@ -7,6 +7,7 @@ compute along, as each sees a share of every batch, and leave nothing behind.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -16,9 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from foreshot.errors import ForeshotError
 from foreshot.progress import Listener, silent
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=30)
+"""How long processes wait for each other: the first may have to wait for another run's stage."""
 
 
 def size() -> int:
@@ -37,18 +41,27 @@ def launched() -> bool:
 
 
 @contextmanager
-def joined(out: Path, listener: Listener) -> Iterator[tuple[Path, Listener]]:
+def joined(out: Path, listener: Listener, device: str) -> Iterator[tuple[Path, Listener]]:
     """Joins the processes that torchrun has started; leaves them at the end.
 
     Gives the run folder and the listener of this process: for all but the first a folder that goes
     away again, and nobody.
+
+    Raises:
+        ForeshotError: there are fewer GPUs than processes on this machine.
     """
     join = launched() and not dist.is_initialized()
     if join:
-        cuda = torch.cuda.is_available()
+        cuda = device != "cpu" and torch.cuda.is_available()
         if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+            mine, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if mine >= there:
+                raise ForeshotError(
+                    f"--nproc-per-node: expected at most one process for each of {there} GPUs, "
+                    f"found more; --device cpu runs without"
+                )
+            torch.cuda.set_device(mine)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         if rank() == 0:
             yield out, listener
@@ -72,6 +85,13 @@ def parallel(module: nn.Module) -> nn.Module:
     """The module with gradients that are means over all processes."""
     # Some losses leave parameters of a network unused, in every batch alike.
     return DistributedDataParallel(module, static_graph=True) if size() > 1 else module
+
+
+def even(module: nn.Module) -> None:
+    """Gives all processes the first one's buffers, such as the statistics of BatchNorm."""
+    if size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def share(batch: Tensor) -> Tensor:

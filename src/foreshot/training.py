@@ -21,7 +21,7 @@ from foreshot.inference import pixels, place
 from foreshot.progress import Event, Listener, silent
 from foreshot.recall import Recall
 from foreshot.seeding import generator
-from foreshot.together import parallel, rank, share, size, summed
+from foreshot.together import even, parallel, rank, share, size, summed
 
 
 class Training(Part):
@@ -106,8 +106,9 @@ def fit(
 ) -> None:
     """Trains `module` in place; what it ends as does not depend on whether it was interrupted.
 
-    Where several processes train together, each sees its share of every batch. Gradients are means
-    over the batch; BatchNorm has the statistics of a share, and keeps those of the first process.
+    Where several processes train together, each sees its share of every batch, and gradients are
+    means over all shares. What looks at a batch as a whole sees a share: BatchNorm, which keeps the
+    statistics of the first process, and losses that compare images.
 
     Args:
         module: float (n, C, H, W) in [0, 1] and the targets of the same samples, as keywords ->
@@ -123,9 +124,14 @@ def fit(
         watch: figures of the network as it is, told after each epoch beside the loss.
 
     Raises:
-        ForeshotError: the loss is not finite.
+        ForeshotError: the loss is not finite, or the batches are too small for the processes.
     """
     label = label or stage
+    if size() > 1 and min(training.batch, len(samples.images)) < 2 * size():
+        raise ForeshotError(
+            f"{label}: expected batches of two images or more for each of {size()} processes, "
+            f"found {min(training.batch, len(samples.images))} in all"
+        )
     device = compute.device
     place(module, compute).train()
     images = samples.images.to(device) if compute.holds(samples.images) else samples.images
@@ -201,7 +207,7 @@ def fit(
             step = int(steps.item())
             batch = batches[step].tolist()
             kept = ""
-            if checkpoint:
+            if checkpoint and not rank():
                 state = checkpoint.with_name(".failed.safetensors")
                 about = {"epochs": epoch, "step": step, "batch": batch}
                 _save(state, module, optimizer, parameters, about)
@@ -217,6 +223,7 @@ def fit(
         if checkpoint and epoch + 1 < training.epochs and not rank():
             _save(checkpoint, module, optimizer, parameters, {"epochs": epoch + 1})
     listener(Event(label, "end", total, total))
+    even(module)
     module.eval()
 
 

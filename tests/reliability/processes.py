@@ -56,12 +56,17 @@ class Place:
         return self.root / "home"
 
     def start(
-        self, *arguments: str, before: Before | None = None, out: str = "out", home: str = "home"
+        self,
+        *arguments: str,
+        before: Before | None = None,
+        out: str = "out",
+        home: str = "home",
+        command: str = "run",
     ) -> BaseProcess:
-        """Starts `foreshot run` here; torch is imported already, and has one thread to fork."""
+        """Starts foreshot here; torch is imported already, and has one thread to fork."""
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "tiny.yaml").write_text(TEXT)
-        line = ["run", "tiny.yaml", "--device", "cpu", "--out", out, *arguments]
+        line = [command, "tiny.yaml", "--device", "cpu", "--out", out, *arguments]
         process = get_context("fork").Process(target=_main, args=(self.root, home, line, before))
         process.start()
         return process

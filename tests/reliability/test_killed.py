@@ -1,5 +1,6 @@
 """A run that is killed, wherever that is, goes on and ends with the same bits."""
 
+import json
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from processes import Before, Place, after, at_byte, at_change, counted, ended
 
+from foreshot.files import file_digest, read_json
 from foreshot.progress import Event
 from foreshot.record import load_run
 from foreshot.store import Store
@@ -90,6 +92,41 @@ def test_a_run_is_killed_at_thirty_random_moments(
         check(place, undisturbed)
         shutil.rmtree(place.root)
         assert number < 40
+
+
+SWEEP = ("--grid", "attack.epsilon=16,32", "--grid", "seed=0:2", "--threads", "1")
+
+
+def cells(place: Place) -> dict[str, Any]:
+    """What a sweep leaves whose bits must not depend on how it came about."""
+    found: dict[str, Any] = {}
+    for path in sorted(place.out.rglob("*.safetensors")):
+        found[str(path.relative_to(place.out))] = file_digest(path)
+    for path in sorted(place.out.glob("*/metrics.json")):
+        found[path.parent.name] = read_json(path) | {"seconds": None}
+    return found
+
+
+@pytest.mark.slow
+def test_a_sweep_is_killed_at_thirty_random_moments(tmp_path: Path) -> None:
+    def sweep(place: Place, **keywords: Any) -> int:
+        return place.run(*SWEEP, command="sweep", **keywords)
+
+    undisturbed, chance = Place(tmp_path / "undisturbed"), random.Random(SEED)
+    log = tmp_path / "log"
+    assert sweep(undisturbed, before=counted(log)) == 0
+    expected, changes = cells(undisturbed), int(log.read_text())
+    assert len(list(undisturbed.out.glob("*/manifest.json"))) == 4
+    for number in range(30):
+        place = Place(tmp_path / str(number))
+        code = sweep(place, before=at_change(chance.randint(1, changes)))
+        assert code in KILLED
+        assert sweep(place) == 0
+        assert cells(place) == expected
+        assert not list((place.home / "store/work").iterdir())
+        rows = (place.out / "results.jsonl").read_text().splitlines()
+        assert [json.loads(row)["state"] for row in rows] == ["done"] * 4
+        shutil.rmtree(place.root)
 
 
 @pytest.mark.slow

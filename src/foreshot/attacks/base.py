@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from foreshot.attacks.crafting import CHUNK, Crafted, Crafting, Progress
+from foreshot.attacks.crafting import CHUNK, Candidates, Crafting, Progress
 from foreshot.attacks.folding import frozen
 from foreshot.attacks.problem import Problem
 from foreshot.errors import ForeshotError
@@ -148,10 +148,10 @@ class Attack(Member):
         return view.drawn("bases", self.base)
 
 
-def _attempt(crafting: Crafting, indices: Tensor, effort: int, work: Progress) -> Crafted:
+def _attempt(crafting: Crafting, indices: Tensor, effort: int, work: Progress) -> Candidates:
     """Crafts the images at `indices`, and tells how far it is."""
-    parts = {-1: Crafted.none(crafting.view.images)}
+    parts = {-1: Candidates.none(crafting.view.images)}
     for number, part in crafting.outcomes(indices, effort):
         parts[number] = part
         work.advance(len(part))
-    return Crafted.cat([parts[number] for number in sorted(parts)])
+    return Candidates.cat([parts[number] for number in sorted(parts)])

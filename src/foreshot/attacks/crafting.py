@@ -29,7 +29,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Crafted:
+class Candidates:
     """Stored images with the log-probability of the target that the teacher gives each."""
 
     indices: Tensor
@@ -107,7 +107,7 @@ class Crafting:
         """The one whose gradient is taken."""
         return frozen(self.view.teacher, self.view.compute)
 
-    def __call__(self, chunk: Chunk) -> Crafted:
+    def __call__(self, chunk: Chunk) -> Candidates:
         """The chunk's images as they are stored; each is the same whichever the others are."""
         attack, count = self.attack, len(chunk.indices)
         # Filled up by repeating: a convolution of another batch size rounds otherwise.
@@ -115,7 +115,7 @@ class Crafting:
         chunk = Chunk(chunk.indices[filled], chunk.images[filled], chunk.effort)
         problem = Problem.of(chunk, attack, self.view, self.teacher, self.beside)
         stored = problem.store(attack.perturb(problem))
-        crafted = Crafted(chunk.indices, stored, attack.conviction(problem, stored))
+        crafted = Candidates(chunk.indices, stored, attack.conviction(problem, stored))
         return crafted.keep(slice(0, count))
 
     def chunks(self, indices: Tensor, effort: int) -> Iterator[Chunk]:
@@ -123,7 +123,7 @@ class Crafting:
         for part in indices.split(CHUNK) if len(indices) else ():  # nothing splits into one part
             yield Chunk(part.clone(), self.view.images[part], effort)
 
-    def outcomes(self, indices: Tensor, effort: int) -> Iterator[tuple[int, Crafted]]:
+    def outcomes(self, indices: Tensor, effort: int) -> Iterator[tuple[int, Candidates]]:
         """Numbers of chunks, and what came of them, in the order in which they end.
 
         Raises:
@@ -144,7 +144,7 @@ class Crafting:
                 yield number, outcome
 
 
-def _elsewhere(crafting: Crafting, number: int, chunk: Chunk) -> Crafted:
+def _elsewhere(crafting: Crafting, number: int, chunk: Chunk) -> Candidates:
     """Crafts in a worker, with as many threads as there are where the others are put together."""
     with with_threads(number):
         return crafting(chunk)

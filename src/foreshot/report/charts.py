@@ -88,7 +88,7 @@ def rates(asr: Mapping[str, Points], accuracy: Mapping[str, Points]) -> Markup:
         for place, name in enumerate(asr):
             colour = COLOURS[place % len(COLOURS)]
             ax.plot(*zip(*asr[name], strict=True), "o-", color=colour, label=f"{name}: ASR", ms=3)
-            ax.plot(*zip(*accuracy.get(name, ()), strict=True), "x:", color=colour, ms=3)
+            ax.plot(*zip(*accuracy[name], strict=True), "x:", color=colour, ms=3)
         ax.set_ylim(-3, 103)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel("epoch")
