@@ -100,6 +100,8 @@ class Processes:
             while left or busy:
                 while left and len(busy) < self.workers:
                     number, retries = left.popleft()
+                    while idle and not idle[-1].process.is_alive():
+                        idle.pop().end()  # it died after its last item, and none is to blame
                     worker = idle.pop() if idle else _Worker(packed)
                     busy[worker.pipe] = worker, number, retries
                     started(number)
