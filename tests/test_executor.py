@@ -139,16 +139,16 @@ def test_a_death_is_tried_again_once(executor: Executor, tmp_path: Path) -> None
     assert not list((tmp_path / "always").iterdir())
 
 
-def test_the_death_of_workers_that_wait_is_no_fault_of_the_next_items() -> None:
-    outcomes = Processes(2).map(square, range(8), lambda number: None)
-    found = {}
-    for _ in range(4):
-        number, found[number] = next(outcomes)
-        time.sleep(1)  # both have sent what they had, and wait
-    for child in active_children():
-        os.kill(child.pid or 0, signal.SIGKILL)
-    time.sleep(0.2)
-    assert found | dict(outcomes) == {number: number**2 for number in range(8)}
+def test_the_death_of_a_worker_that_waits_costs_the_next_item_no_try(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    second.mkdir()
+    (second / "mark").touch()  # it dies once itself
+    outcomes = Processes(1).map(die, [first, second], lambda number: None)
+    assert next(outcomes) == (0, "first")
+    [child] = active_children()
+    child.kill()
+    child.join()
+    assert list(outcomes) == [(1, "second")]
 
 
 @APART
