@@ -100,8 +100,11 @@ class Processes:
             while left or busy:
                 while left and len(busy) < self.workers:
                     number, retries = left.popleft()
-                    while idle and not idle[-1].process.is_alive():
-                        idle.pop().end()  # it died after its last item, and none is to blame
+                    # One may have died since its last item, for which the next is not to blame; a
+                    # second try has a process of its own.
+                    while idle and (retries < RETRIES or not idle[-1].process.is_alive()):
+                        idle[-1].process.terminate()
+                        idle.pop().end()
                     worker = idle.pop() if idle else _Worker(packed)
                     busy[worker.pipe] = worker, number, retries
                     started(number)
