@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from foreshot.attacks import Attack, Problem
+from foreshot.attacks.problem import Chunk
 from foreshot.compute import CPU
 from foreshot.data import ImageSet
 from foreshot.extras import imported
@@ -23,6 +25,7 @@ from foreshot.models.base import Normalized
 from foreshot.seeding import generator
 from foreshot.training import Samples, Supervised, Training, fit
 from foreshot.triggers import Patch
+from foreshot.views import AttackerView
 
 torch.set_num_threads(1)
 os.environ.pop("FORESHOT_REMOTE", None)  # the tests share nothing
@@ -71,6 +74,18 @@ class Tiny:
 
 
 ARCHITECTURE = ResNet(depth=8, width=0.5, stem_stride=2)
+
+
+def seen(tiny: Tiny, **parameters: Any) -> AttackerView:
+    """What an attacker knows of the small problem."""
+    known = tiny.train.images, tiny.teacher, tiny.trigger, tiny.target
+    return AttackerView(*known, seed=0, compute=CPU, **parameters)
+
+
+def posed(attack: Attack, view: AttackerView, count: int, effort: int = 0) -> Problem:
+    """The problem of the first images of the view's set."""
+    chunk = Chunk(torch.arange(count), view.images[:count], effort)
+    return Problem.pose(chunk, attack, view, view.teacher, view.images[attack.beside(view)])
 
 
 def trained(train: ImageSet, seed: int = 0) -> Normalized:

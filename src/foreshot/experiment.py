@@ -56,78 +56,66 @@ def run(
         ForeshotError: the config does not fit the data, a file is not what it should be, or `out`
             holds another experiment.
     """
-    with joined(out, listener, device) as (place, hears):
-        return _run(config, place, until, device, hears, store, teacher, poison, executor)
+    with joined(out, listener, device) as (out, listener):
+        engine = compute(device, config.precision)
+        folder = RunFolder(out, config)
+        listener = both(listener, write_events(folder.path / "events.jsonl"))
+        shared = Store.open(listener, store)
+        stages = Stages(config, shared, engine, home() / "data", listener, executor)
+        data = stages.data
+        folder.claim()
 
+        honest = stages.teacher() if teacher is None else stages.adopt_model(teacher)
+        taught = honest if config.compromise is None else stages.compromise(honest)
+        before = state_digest(taught.model)
+        folder.add("teacher.safetensors", taught.path)
+        if until == "teacher":
+            return folder.finish(stages.digests, engine)
 
-def _run(
-    config: Config,
-    out: Path,
-    until: Until,
-    device: Device,
-    listener: Listener,
-    store: Path | None,
-    teacher: Path | None,
-    poison: Path | None,
-    executor: Executor,
-) -> dict[str, Any]:
-    engine = compute(device, config.precision)
-    folder = RunFolder(out, config)
-    listener = both(listener, write_events(folder.path / "events.jsonl"))
-    shared = Store.open(listener, store)
-    stages = Stages(config, shared, engine, home() / "data", listener, executor)
-    data = stages.data
-    folder.claim()
+        pattern = stages.learn_trigger(honest)
+        if pattern is not None:
+            folder.add(PATTERN, pattern)
+        crafted = stages.poison(taught) if poison is None else stages.adopt_poison(poison)
+        folder.add("poison.safetensors", crafted.path)
+        folder.draw(data.train, crafted.poison, stages.trigger, taught.model, engine)
+        if until == "poison":
+            return folder.finish(stages.digests, engine)
 
-    honest = stages.teacher() if teacher is None else stages.adopt_model(teacher)
-    taught = honest if config.compromise is None else stages.compromise(honest)
-    before = state_digest(taught.model)
-    folder.add("teacher.safetensors", taught.path)
-    if until == "teacher":
-        return folder.finish(stages.digests, engine)
+        guard = Guard(stages)
+        defended = {"student": guard.student(taught, crafted)}
+        for file in defended["student"].files:
+            folder.add(file.name, file)
+        folder.add("student.safetensors", defended["student"].student.path)
+        if until == "student":
+            return folder.finish(stages.digests, engine)
 
-    pattern = stages.learn_trigger(honest)
-    if pattern is not None:
-        folder.add(PATTERN, pattern)
-    crafted = stages.poison(taught) if poison is None else stages.adopt_poison(poison)
-    folder.add("poison.safetensors", crafted.path)
-    folder.draw(data.train, crafted.poison, stages.trigger, taught.model, engine)
-    if until == "poison":
-        return folder.finish(stages.digests, engine)
+        crafts, tutors = {"student": crafted}, {"student": taught}
+        for name in config.controls:
+            crafts[name] = stages.control(name, taught, crafted)
+            tutors[name] = honest if name == "clean" else taught  # no attack, of whichever kind
+            defended[name] = guard.student(tutors[name], crafts[name], f"control: {name}")
+            folder.add(f"controls/{name}.safetensors", defended[name].student.path)
 
-    guard = Guard(stages)
-    defended = {"student": guard.student(taught, crafted)}
-    for file in defended["student"].files:
-        folder.add(file.name, file)
-    folder.add("student.safetensors", defended["student"].student.path)
-    if until == "student":
-        return folder.finish(stages.digests, engine)
-
-    crafts, tutors = {"student": crafted}, {"student": taught}
-    for name in config.controls:
-        crafts[name] = stages.control(name, taught, crafted)
-        tutors[name] = honest if name == "clean" else taught  # no attack, of whichever kind
-        defended[name] = guard.student(tutors[name], crafts[name], f"control: {name}")
-        folder.add(f"controls/{name}.safetensors", defended[name].student.path)
-
-    students = {name: done.student for name, done in defended.items()}
-    beside = dict(defended["student"].teachers)
-    if (before_defence := defended["student"].undefended) is not None:
-        beside[UNDEFENDED] = before_defence
-    measured, last = stages.evaluation(taught, crafted, students | beside)
-    about = {"sha256_before": before, "sha256_after": state_digest(taught.model)}
-    parts = {"teacher": honest, "poison": crafted, "distill": defended["student"].distilled}
-    if config.compromise is not None:
-        about["compromise"] = config.compromise.name
-        parts["compromise"] = taught
-    parts |= defended["student"].teachers
-    rates = {name: measured.pop(name) for name in beside}
-    defence, watching = _defence(guard, tutors, crafts, defended, rates)
-    seconds = _seconds(parts, defended, watching, last)
-    metrics = {"schema": 1, "split": config.split} | _metrics(measured, about, seconds) | defence
-    folder.finish(stages.digests, engine, metrics)
-    write_page(load_run(out), stages.parts, engine)
-    return metrics
+        students = {name: done.student for name, done in defended.items()}
+        beside = dict(defended["student"].teachers)
+        if (before_defence := defended["student"].undefended) is not None:
+            beside[UNDEFENDED] = before_defence
+        measured, last = stages.evaluation(taught, crafted, students | beside)
+        about = {"sha256_before": before, "sha256_after": state_digest(taught.model)}
+        parts = {"teacher": honest, "poison": crafted, "distill": defended["student"].distilled}
+        if config.compromise is not None:
+            about["compromise"] = config.compromise.name
+            parts["compromise"] = taught
+        parts |= defended["student"].teachers
+        rates = {name: measured.pop(name) for name in beside}
+        defence, watching = _defence(guard, tutors, crafts, defended, rates)
+        seconds = _seconds(parts, defended, watching, last)
+        metrics = (
+            {"schema": 1, "split": config.split} | _metrics(measured, about, seconds) | defence
+        )
+        folder.finish(stages.digests, engine, metrics)
+        write_page(load_run(out), stages.parts, engine)
+        return metrics
 
 
 def evaluate_files(

@@ -3,10 +3,16 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
-from foreshot.augment import Augmentation
+from foreshot.augment import STRONG, Augmentation
+from foreshot.compute import Compute
 from foreshot.data.base import ImageSet
+from foreshot.distillation import Distiller
+from foreshot.errors import ForeshotError
+from foreshot.inference import logits
+from foreshot.training import Samples
 
 Views = Literal["cached", "requery"]
 
@@ -40,6 +46,33 @@ class Lesson:
         per_image = ("dictated", "answers", "weights")
         some = {name: t[kept] for name in per_image if (t := getattr(self, name)) is not None}
         return replace(self, data=self.data.select(kept), **some)
+
+    def samples(self, distiller: Distiller, compute: Compute) -> Samples:
+        """What the student is trained on: the images, and what its distiller takes beside them.
+
+        Raises:
+            ForeshotError: the distiller needs labels, and there are none.
+        """
+        data, targets, asked = self.data, {}, None
+        if self.views == "cached" or self.augment == "none":
+            answers = self.answers
+            if answers is None:
+                answers = logits(self.teacher, data.images, compute)
+            targets["teacher_logits"] = answers
+        elif self.augment not in STRONG and not any(term.at for term in distiller.terms):
+            asked = self.teacher
+        if self.dictated is not None:
+            targets["dictated"] = self.dictated
+        if "y" in distiller.needs:
+            if data.labels is None:
+                raise ForeshotError(
+                    "distillation: the set has no labels; expected ce_weight 0 and losses "
+                    "without labels, or with labels: teacher"
+                )
+            targets["y"] = data.labels
+        if "index" in distiller.needs:
+            targets["index"] = torch.arange(len(data))
+        return Samples(data.images, targets, asked, self.weights)
 
 
 class Change(Protocol):

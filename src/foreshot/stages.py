@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from foreshot.attacks import ATTACKS, Attack, Clean
-from foreshot.augment import STRONG
 from foreshot.compression.base import trainable
 from foreshot.compute import Compute
 from foreshot.config import Config, Network
@@ -348,7 +347,7 @@ class Stages:
                 samples=len(transfer),
                 seed=self.config.seed,
             )
-            samples = self._samples(lesson, distiller)
+            samples = lesson.samples(distiller, self.compute)
             training = network.training.model_copy(update={"augment": lesson.augment})
             watch = None if self.data.test.labels is None else partial(self._glance, model)
             self._fit(distiller, samples, training, "student", folder, label, watch)
@@ -373,29 +372,6 @@ class Stages:
             **({} if change is None else change.key),
         )
         return self.trained(self.store.stage("student", inputs, train, label))
-
-    def _samples(self, lesson: Lesson, distiller: Distiller) -> Samples:
-        """What a student is trained on: the images, and what the distiller takes beside them."""
-        targets, asked = {}, None
-        if lesson.views == "cached" or lesson.augment == "none":
-            answers = lesson.answers
-            if answers is None:
-                answers = logits(lesson.teacher, lesson.data.images, self.compute)
-            targets["teacher_logits"] = answers
-        elif lesson.augment not in STRONG and not any(term.at for term in distiller.terms):
-            asked = lesson.teacher
-        if lesson.dictated is not None:
-            targets["dictated"] = lesson.dictated
-        if "y" in distiller.needs:
-            if lesson.data.labels is None:
-                raise ForeshotError(
-                    "distillation: the set has no labels; expected ce_weight 0 and losses "
-                    "without labels, or with labels: teacher"
-                )
-            targets["y"] = lesson.data.labels
-        if "index" in distiller.needs:
-            targets["index"] = torch.arange(len(lesson.data))
-        return Samples(lesson.data.images, targets, asked, lesson.weights)
 
     def _lesson(self, teacher: Trained, poison: Crafted) -> Lesson:
         """The whole transfer set with the poison in it, as the config has it taught."""

@@ -40,6 +40,11 @@ def launched() -> bool:
     return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
+def leads() -> bool:
+    """Whether this process is the first, or alone; known before it has joined the others."""
+    return os.environ["RANK"] == "0" if launched() else rank() == 0
+
+
 @contextmanager
 def joined(out: Path, listener: Listener, device: str) -> Iterator[tuple[Path, Listener]]:
     """Joins the processes that torchrun has started; leaves them at the end.
@@ -63,7 +68,7 @@ def joined(out: Path, listener: Listener, device: str) -> Iterator[tuple[Path, L
             torch.cuda.set_device(mine)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
-        if rank() == 0:
+        if leads():
             yield out, listener
         else:
             with TemporaryDirectory() as scratch:

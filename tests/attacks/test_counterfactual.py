@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import Tiny
-from foreshot.attacks import Counterfactual, Pgd, Problem
+from conftest import Tiny, posed, seen
+from foreshot.attacks import Counterfactual, Pgd
 from foreshot.attacks.surrogate import surrogate
 from foreshot.compute import CPU
 from foreshot.inference import logits
@@ -36,12 +36,6 @@ LIKE: dict[str, Any] = {
 """Naive PGD that takes the same steps."""
 
 
-def seen(tiny: Tiny, **parameters: Any) -> AttackerView:
-    return AttackerView(
-        tiny.train.images, tiny.teacher, tiny.trigger, tiny.target, 0, CPU, **parameters
-    )
-
-
 def distilled(
     attack: Counterfactual, view: AttackerView, poison: Poison | None = None, number: int = 1
 ) -> nn.Module:
@@ -61,7 +55,7 @@ def test_the_objective_is_that_of_the_docstring(tiny: Tiny, keep_rng: None) -> N
     students = (linear(10, size, 1), linear(10, size, 2))
     attack = Counterfactual(weight=0.3, temperature=4)
     view = seen(tiny, students=students)
-    problem = Problem.pose(attack, view, tiny.teacher, torch.arange(8), 0)
+    problem = posed(attack, view, 8)
     x = problem.hold(problem.start + 0.05 * (problem.noise() - 0.5))
 
     def centred(said: Tensor) -> Tensor:

@@ -7,21 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conftest import Tiny
-from foreshot.attacks import DeHiB, Pgd, Problem, craft
+from conftest import Tiny, posed, seen
+from foreshot.attacks import DeHiB, Pgd, craft
 from foreshot.compute import CPU
 from foreshot.errors import ForeshotError
 from foreshot.inference import logits, pixels
 from foreshot.poison import Poison
 from foreshot.seeding import generator
-from foreshot.views import AttackerView
 
 QUICK: dict[str, Any] = {"count": 24, "steps": 15, "retries": 0}
-
-
-def seen(tiny: Tiny, **parameters: Any) -> AttackerView:
-    arguments = tiny.train.images, tiny.teacher, tiny.trigger, tiny.target, 0, CPU
-    return AttackerView(*arguments, **parameters)
 
 
 def embedding(tiny: Tiny, x: Tensor) -> Tensor:
@@ -46,7 +40,7 @@ def anchors_of(tiny: Tiny, count: int) -> Tensor:
 @torch.no_grad()
 def test_the_objective_is_that_of_the_docstring(tiny: Tiny, keep_rng: None) -> None:
     attack = DeHiB(weight=0.3, temperature=4, anchors=7)
-    problem = Problem.pose(attack, seen(tiny), tiny.teacher, torch.arange(8), 0)
+    problem = posed(attack, seen(tiny), 8)
     x = problem.hold(problem.start + 0.1 * (problem.noise() - 0.5))
     probability = F.softmax(tiny.teacher(x).double() / 4, 1)[:, tiny.target]
     distances = (embedding(tiny, x)[:, None] - anchors_of(tiny, 7)[None]).pow(2).sum(2)
@@ -58,7 +52,7 @@ def test_the_objective_is_that_of_the_docstring(tiny: Tiny, keep_rng: None) -> N
 def test_its_gradient_is_that_of_the_formula(tiny: Tiny) -> None:
     """The nearest anchor is a constant: no gradient goes through the choice, or to the anchors."""
     attack = DeHiB(weight=0.5, anchors=5)
-    problem = Problem.pose(attack, seen(tiny), tiny.teacher, torch.arange(4), 0)
+    problem = posed(attack, seen(tiny), 4)
     x = problem.start.clone().requires_grad_()
     (found,) = torch.autograd.grad(attack.objective(problem)(x, 0), x)
     distances = (embedding(tiny, x)[:, None] - anchors_of(tiny, 5)[None]).pow(2).sum(2)

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conftest import Tiny
-from foreshot.attacks import Counterfactual, Eot, Pgd, Problem
+from conftest import Tiny, posed, seen
+from foreshot.attacks import Counterfactual, Eot, Pgd
 from foreshot.compute import CPU
 from foreshot.inference import logits
 from foreshot.levels import to_float, to_uint8
@@ -15,14 +15,10 @@ from foreshot.transforms import Transform, transform
 from foreshot.views import AttackerView
 
 
-def seen(tiny: Tiny) -> AttackerView:
-    return AttackerView(tiny.train.images, tiny.teacher, tiny.trigger, tiny.target, 0, CPU)
-
-
 def test_the_objective_is_the_mean_over_what_is_drawn(tiny: Tiny) -> None:
     kinds: tuple[Transform, ...] = ("crop", "blur", "none")
     attack, view = Eot(through=kinds, draws=2, temperature=3), seen(tiny)
-    problem = Problem.pose(attack, view, tiny.teacher, torch.arange(6), 0)
+    problem = posed(attack, view, 6)
     for step in range(4):
         expected = []
         for number in (2 * step, 2 * step + 1):
@@ -57,7 +53,7 @@ def test_the_poison_outlasts_what_it_was_crafted_through(kind: Transform, tiny: 
 def test_what_is_kept_is_what_the_teacher_is_sure_of_after_changes(tiny: Tiny) -> None:
     kinds: tuple[Transform, ...] = ("crop", "none", "blur")
     attack, view = Eot(through=kinds), seen(tiny)
-    problem = Problem.pose(attack, view, tiny.teacher, torch.arange(5), 0)
+    problem = posed(attack, view, 5)
     stored, rows = view.images[:5], [view.images[:5]]
     for number in range(16):
         random = generator(0, "poison", "judged", number)
@@ -73,7 +69,7 @@ def test_counterfactual_crafting_measures_both_terms_on_the_changed_image(tiny: 
     view = AttackerView(
         tiny.train.images, tiny.teacher, tiny.trigger, tiny.target, 0, CPU, students=(tiny.teacher,)
     )
-    problem = Problem.pose(attack, view, tiny.teacher, torch.arange(5), 0)
+    problem = posed(attack, view, 5)
     x = problem.hold(problem.start + 0.05 * (problem.noise() - 0.5))
     x_seen, start_seen = (
         transform(images, "crop", generator(0, "poison", "through", 0, 7))

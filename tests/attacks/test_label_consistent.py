@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conftest import Rule, Tiny
+from conftest import Rule, Tiny, posed, seen
 from foreshot.attacks import LabelConsistent, Noise, Problem
 from foreshot.attacks.surrogate import surrogate
 from foreshot.compute import CPU
@@ -16,7 +16,6 @@ from foreshot.inference import logits
 from foreshot.models import ResNet
 from foreshot.training import Training
 from foreshot.triggers.base import stamp_uint8
-from foreshot.views import AttackerView
 
 SMALL: dict[str, Any] = {
     "student": ResNet(depth=8, width=0.5, stem_stride=2),
@@ -25,25 +24,20 @@ SMALL: dict[str, Any] = {
 }
 
 
-def seen(tiny: Tiny, **parameters: Any) -> AttackerView:
-    arguments = tiny.train.images, tiny.teacher, tiny.trigger, tiny.target, 0, CPU
-    return AttackerView(*arguments, **parameters)
-
-
 def linear(key: int) -> Rule:
     random = torch.Generator().manual_seed(key)
     weights = torch.randn((144, 4), generator=random) / 12
     return Rule(lambda x: x.flatten(1) @ weights.to(x))
 
 
-def posed(tiny: Tiny, attack: LabelConsistent, effort: int = 0) -> Problem:
+def problem_of(tiny: Tiny, attack: LabelConsistent, effort: int = 0) -> Problem:
     view = seen(tiny, students=(linear(1), linear(2)))
-    return Problem.pose(attack, view, tiny.teacher, torch.arange(6), effort)
+    return posed(attack, view, 6, effort)
 
 
 def test_it_climbs_the_mean_loss_of_the_students(tiny: Tiny, keep_rng: None) -> None:
     attack = LabelConsistent(epsilon=10, steps=5, step=3, random_start=False, temperature=2)
-    found = attack.perturb(posed(tiny, attack)) * 255
+    found = attack.perturb(problem_of(tiny, attack)) * 255
     home = tiny.train.images[:6].double()  # the trigger comes after
     x = home.clone()
     for _ in range(5):
@@ -59,8 +53,8 @@ def test_it_climbs_the_mean_loss_of_the_students(tiny: Tiny, keep_rng: None) -> 
 
 def test_a_retry_goes_half_as_far(tiny: Tiny, keep_rng: None) -> None:
     attack = LabelConsistent(epsilon=16, steps=5)
-    first, second, third = (attack.perturb(posed(tiny, attack, n)) for n in range(3))
-    start = posed(tiny, attack).start
+    first, second, third = (attack.perturb(problem_of(tiny, attack, n)) for n in range(3))
+    start = problem_of(tiny, attack).start
     assert (first - start).abs().amax() * 255 == pytest.approx(16, abs=0.01)
     assert torch.allclose(second - start, (first - start) / 2, atol=1e-6)
     assert torch.allclose(third - start, (first - start) / 4, atol=1e-6)

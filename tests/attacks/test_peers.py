@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import Tiny
+from conftest import Tiny, seen
 from foreshot.attacks import Attack, Counterfactual, PerturbationOnly, Pgd
 from foreshot.attacks.base import frozen
 from foreshot.compute import CPU
@@ -27,12 +27,6 @@ from foreshot.models.checkpoint import state_digest
 from foreshot.models.quantized import quantize
 from foreshot.poison import Poison
 from foreshot.taps import Taps
-from foreshot.views import AttackerView
-
-
-def seen(tiny: Tiny, bases: Tensor, **parameters: Any) -> AttackerView:
-    known = (tiny.train.images, tiny.teacher, tiny.trigger, tiny.target)
-    return AttackerView(*known, 0, CPU, bases, **parameters)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +47,7 @@ def test_as_many_images_are_led_to_the_target_as_by_torchattacks(
         torch.manual_seed(0)
         theirs = to_uint8(peer(to_float(images), wanted))
     attack = PerturbationOnly(epsilon=epsilon, steps=10, random_start=start, retries=0)
-    ours = attack.craft(seen(tiny, bases)).images
+    ours = attack.craft(seen(tiny, bases=bases)).images
     shares = [
         (logits(tiny.teacher, found, CPU).argmax(1) == tiny.target).double().mean().item()
         for found in (ours, theirs)
@@ -227,9 +221,9 @@ class Backward(TorchDispatchMode):
 
 def test_crafting_computes_no_gradient_of_a_weight(tiny: Tiny) -> None:
     """Neither the teacher's nor, where there are some, the surrogate students'."""
-    before, views = state_digest(tiny.teacher), seen(tiny, torch.arange(4))
+    before, views = state_digest(tiny.teacher), seen(tiny, bases=torch.arange(4))
     student = build(ResNet(depth=8, width=0.5, stem_stride=2), tiny.train.images, 4, 1, "student")
-    heeded = seen(tiny, torch.arange(4), students=(student,))
+    heeded = seen(tiny, bases=torch.arange(4), students=(student,))
     for attack, view, networks in (
         (Pgd(steps=3, retries=0), views, 1),
         (Counterfactual(steps=3, retries=0), heeded, 2),
@@ -251,8 +245,8 @@ def _shard(rank: int, work: bytes, folder: str) -> None:
 def test_two_processes_with_a_part_each_craft_what_one_does(tiny: Tiny, tmp_path: Path) -> None:
     attack = Pgd(epsilon=20, steps=3, retries=1)
     bases = torch.arange(7, 107)
-    whole = attack.craft(seen(tiny, bases))
-    views = [seen(tiny, bases[a:b]) for a, b in pairwise((0, 37, 100))]
+    whole = attack.craft(seen(tiny, bases=bases))
+    views = [seen(tiny, bases=bases[a:b]) for a, b in pairwise((0, 37, 100))]
     spawn(_shard, (dumps((attack, views)), str(tmp_path)), nprocs=1)
     _shard(1, dumps((attack, views)), str(tmp_path))
     parts = [Poison.load(tmp_path / f"{rank}.safetensors")[0] for rank in (0, 1)]

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import DIGITS, Rule, Tiny
+from conftest import DIGITS, Rule, Tiny, seen
 from foreshot.attacks import ATTACKS, Attack, Counterfactual, Noise, Pgd, Problem, craft
 from foreshot.attacks.base import CHUNK
 from foreshot.cli import main
@@ -80,16 +80,11 @@ class Looks(Noise):
         return problem.start + problem.view.images[0]
 
 
-def seen(tiny: Tiny, executor: Executor, **parameters: Any) -> AttackerView:
-    known = tiny.train.images, tiny.teacher, tiny.trigger, tiny.target, 0, CPU
-    return AttackerView(*known, executor=executor, **parameters)
-
-
 def assert_same(attack: Attack, tiny: Tiny, executor: Executor, **parameters: Any) -> None:
     """The poison of several chunks is that which is crafted here."""
-    here = attack.craft(seen(tiny, HERE))
+    here = attack.craft(seen(tiny))
     assert len(here) > CHUNK
-    assert attack.craft(seen(tiny, executor, **parameters)).digest == here.digest
+    assert attack.craft(seen(tiny, executor=executor, **parameters)).digest == here.digest
 
 
 @pytest.mark.parametrize("key", ATTACKS)
@@ -98,9 +93,10 @@ def test_every_attack_crafts_the_same_without_the_set(key: str, tiny: Tiny) -> N
     searches = {"searches": 2} if key == "cw_l2" else {}
     anything = {"base": "any", "count": 70, "retries": 1, "confidence": 0.9}
     attack = ATTACKS[key].model_validate({"name": key, **fields, **searches, **anything})
-    executor, answers = Elsewhere(), seen(tiny, HERE).answers()
+    executor, answers = Elsewhere(), seen(tiny).answers()
     known = {"students": (tiny.teacher,), "teacher_logits": answers}
-    here, there = (Attack.craft(attack, seen(tiny, at, **known)) for at in (HERE, executor))
+    views = (seen(tiny, executor=where, **known) for where in (HERE, executor))
+    here, there = (Attack.craft(attack, view) for view in views)
     assert here.digest == there.digest
     assert len(here) == 70
     assert len(executor.items) >= 2
@@ -112,16 +108,16 @@ def test_neither_order_nor_number_of_the_chunks_matters(
     tiny: Tiny, order: int, count: int, retries: int
 ) -> None:
     attack = Pgd(steps=1, count=count, epsilon=8, retries=retries)
-    here, there = (attack.craft(seen(tiny, where)) for where in (HERE, Elsewhere(order)))
+    here, there = (attack.craft(seen(tiny, executor=where)) for where in (HERE, Elsewhere(order)))
     assert here.digest == there.digest
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 4, 5])
 def test_pieces_of_the_images_add_up_to_the_whole(pieces: int, tiny: Tiny) -> None:
     attack, bases = Pgd(steps=2, retries=1), torch.arange(7, 177)
-    whole = attack.craft(seen(tiny, HERE, bases=bases))
+    whole = attack.craft(seen(tiny, bases=bases))
     parts = [
-        attack.craft(seen(tiny, Elsewhere(pieces), bases=part))
+        attack.craft(seen(tiny, executor=Elsewhere(pieces), bases=part))
         for part in bases.tensor_split(pieces)
     ]
     assert torch.equal(torch.cat([part.indices for part in parts]), whole.indices)
@@ -150,7 +146,7 @@ def test_a_worker_has_as_many_threads(tiny: Tiny) -> None:
 def test_progress_adds_up(tiny: Tiny) -> None:
     heard: list[Event] = []
     attack = Pgd(count=150, epsilon=1, steps=1, retries=1, base="any")
-    attack.craft(seen(tiny, Elsewhere(3), listener=heard.append))
+    attack.craft(seen(tiny, executor=Elsewhere(3), listener=heard.append))
     steps = [event for event in heard if event.kind == "advance"]
     assert (heard[0].kind, heard[0].total) == ("start", 150)
     done = [0, *(event.done for event in steps)]
@@ -184,12 +180,12 @@ def test_ray_crafts_the_same(attack: Attack, tiny: Tiny) -> None:
 
 def test_a_worker_that_is_lost_is_a_sentence(tiny: Tiny) -> None:
     with pytest.raises(ForeshotError, match="^crafting: its process was killed by signal 9$"):
-        PLAIN.craft(seen(tiny, Lost()))
+        PLAIN.craft(seen(tiny, executor=Lost()))
 
 
 def test_an_error_in_a_worker_is_a_sentence_with_its_traceback(tiny: Tiny) -> None:
     with pytest.raises(ForeshotError, match="^crafting: IndexError: index 0 is out of b") as caught:
-        Looks(count=5).craft(seen(tiny, Elsewhere()))
+        Looks(count=5).craft(seen(tiny, executor=Elsewhere()))
     assert "problem.view.images[0]" in caught.value.__notes__[0]
 
 

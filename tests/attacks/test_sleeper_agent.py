@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import Tiny
-from foreshot.attacks import Problem, SleeperAgent
+from conftest import Tiny, posed, seen
+from foreshot.attacks import SleeperAgent
 from foreshot.attacks.surrogate import surrogate
 from foreshot.compute import CPU
 from foreshot.errors import ForeshotError
@@ -18,7 +18,6 @@ from foreshot.models import ResNet
 from foreshot.seeding import generator
 from foreshot.training import Training
 from foreshot.triggers.base import stamp_uint8
-from foreshot.views import AttackerView
 
 SMALL: dict[str, Any] = {
     "student": ResNet(depth=8, width=0.5, stem_stride=2),
@@ -26,11 +25,6 @@ SMALL: dict[str, Any] = {
     "sources": 50,
     "steps": 20,
 }
-
-
-def seen(tiny: Tiny, **parameters: Any) -> AttackerView:
-    arguments = tiny.train.images, tiny.teacher, tiny.trigger, tiny.target, 0, CPU
-    return AttackerView(*arguments, **parameters)
 
 
 @cache
@@ -73,7 +67,7 @@ def alike(tiny: Tiny, student: nn.Module, x: Tensor, temperature: float = 1) -> 
 def test_the_closed_form_is_what_autograd_finds(temperature: float, tiny: Tiny) -> None:
     students = student_of(tiny, 1), student_of(tiny, 2)
     attack = SleeperAgent(**SMALL, temperature=temperature)
-    problem = Problem.pose(attack, seen(tiny, students=students), tiny.teacher, torch.arange(12), 0)
+    problem = posed(attack, seen(tiny, students=students), 12)
     x = problem.hold(problem.start + 0.05 * (problem.noise() - 0.5))
     with torch.no_grad():
         found = attack.objective(problem)(x, 0)

@@ -113,7 +113,7 @@ class Crafting:
         # Filled up by repeating: a convolution of another batch size rounds otherwise.
         filled = torch.arange(CHUNK if attack.convinces else count) % count
         chunk = Chunk(chunk.indices[filled], chunk.images[filled], chunk.effort)
-        problem = Problem.of(chunk, attack, self.view, self.teacher, self.beside)
+        problem = Problem.pose(chunk, attack, self.view, self.teacher, self.beside)
         stored = problem.store(attack.perturb(problem))
         crafted = Candidates(chunk.indices, stored, attack.conviction(problem, stored))
         return crafted.keep(slice(0, count))

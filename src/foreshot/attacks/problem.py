@@ -60,14 +60,6 @@ class Problem:
 
     @classmethod
     def pose(
-        cls, attack: "Attack", view: AttackerView, teacher: nn.Module, indices: Tensor, effort: int
-    ) -> Self:
-        """The problem of images of the view's set."""
-        chunk = Chunk(indices, view.images[indices], effort)
-        return cls.of(chunk, attack, view, teacher, view.images[attack.beside(view)])
-
-    @classmethod
-    def of(
         cls,
         chunk: Chunk,
         attack: "Attack",

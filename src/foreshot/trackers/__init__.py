@@ -13,7 +13,7 @@ from foreshot.errors import ForeshotError, brief, nearest, printable
 from foreshot.extras import imported
 from foreshot.progress import Event, Listener
 from foreshot.report.settings import flat, leaves
-from foreshot.together import launched, rank
+from foreshot.together import leads
 from foreshot.trackers.base import Tracker
 from foreshot.trackers.mlflow import MLflow
 from foreshot.trackers.tensorboard import TensorBoard
@@ -110,7 +110,7 @@ def tracking(
     """
     check(names)
     out = Path(os.path.realpath(out))
-    wanted = () if rank() or (launched() and os.environ["RANK"] != "0") else names
+    wanted = names if leads() else ()
     folders = {name: out.parent / TRACKERS[name].folder for name in wanted}
     if out in folders.values():
         raise ForeshotError(f"{out}: expected a run folder of another name, found a tracker's")
