@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import Tiny, posed, seen
+from conftest import Rule, Tiny, posed, seen
 from foreshot.attacks import Counterfactual, Pgd
 from foreshot.attacks.surrogate import surrogate
 from foreshot.compute import CPU
@@ -18,6 +18,7 @@ from foreshot.poison import Poison
 from foreshot.progress import Event
 from foreshot.seeding import generator
 from foreshot.training import Training
+from foreshot.triggers.base import stamp_uint8
 from foreshot.views import AttackerView
 
 SMALL: dict[str, Any] = {
@@ -140,3 +141,24 @@ def test_of_augmented_views_the_teacher_is_asked_anew(tiny: Tiny, keep_rng: None
         for said in (answers, -answers)
     )
     assert not torch.equal(right, wrong)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+def test_base_images_that_resist_have_their_share(share: float, tiny: Tiny) -> None:
+    """Half of the images resist, as the last student sees them stamped."""
+    stamped = stamp_uint8(tiny.trigger, tiny.train.images)
+    level = stamped.float().mean((1, 2, 3))
+    half = level.median() + 1e-3  # no image is that bright
+
+    def says(x: Tensor) -> Tensor:
+        taken = x.mean((1, 2, 3)) * 255 > half
+        return F.one_hot(torch.where(taken, tiny.target, (tiny.target + 1) % 10), 10).float()
+
+    view = seen(tiny, students=(Rule(lambda x: says(1 - x)), Rule(says)))
+    attack = Counterfactual(count=60, resisting=share, steps=1, retries=0)
+    resists = level[Pgd.craft(attack, view).indices] <= half
+    assert resists.sum() == round(60 * share)
+    usual = Pgd.craft(attack.model_copy(update={"resisting": None}), view)
+    unlearned = Pgd.craft(attack, replace(view, students=view.students[1:]))
+    assert torch.equal(usual.indices, unlearned.indices)  # the first has seen no poison
+    assert not torch.equal(usual.indices, Pgd.craft(attack, view).indices)

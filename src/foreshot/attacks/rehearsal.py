@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from foreshot.attacks.base import Attack
 from foreshot.attacks.surrogate import surrogate
+from foreshot.inference import logits
 from foreshot.models import AnyArchitecture, ResNet
 from foreshot.poison import Poison
 from foreshot.training import Training
+from foreshot.triggers.base import stamp_uint8
 from foreshot.views import AttackerView
 
 
@@ -22,11 +26,15 @@ class Rehearsal(Attack):
         rounds: of distilling a surrogate and crafting.
         student: architecture of the surrogates; the attacker need not know the victim's.
         training: how they are distilled, at a temperature of 4.
+        resisting: share of the base images that shall be such as the last surrogate, which has
+            learned from poison, does not take for the target yet when they are stamped; None
+            takes them as they come.
     """
 
     rounds: int = Field(default=1, ge=1, le=20)
     student: AnyArchitecture = ResNet(depth=8)
     training: Training = Training(epochs=4)
+    resisting: float | None = Field(default=None, gt=0, lt=1)
 
     def craft(self, view: AttackerView) -> Poison:
         view = replace(view, teacher_logits=view.answers())
@@ -39,3 +47,17 @@ class Rehearsal(Attack):
             poison = Attack.craft(self.model_copy(update={"retries": retries}), view)
         assert poison is not None  # there is one round or more
         return poison
+
+    def _bases(self, view: AttackerView) -> Tensor:
+        """By turns images that resist and others, so that however many are taken hold the share."""
+        order, share = super()._bases(view), self.resisting
+        if share is None or len(view.students) < 2:
+            return order  # the first surrogate has seen no poison
+        stamped = stamp_uint8(view.trigger, view.images[order])
+        resists = logits(view.students[-1], stamped, view.compute).argmax(1) != view.target
+        hard, easy = order[resists], order[~resists]
+        turns = [
+            (torch.arange(len(hard)) + 0.5) / share,
+            (torch.arange(len(easy)) + 0.5) / (1 - share),
+        ]
+        return torch.cat([hard, easy])[torch.cat(turns).argsort(stable=True)]
