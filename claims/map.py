@@ -201,7 +201,6 @@ AXES: dict[str, Axis] = {
         "patch, 5 %, epsilon 32": (*FASHION, CORNER, "attack.epsilon=32", "attack.rounds=3"),
         "blend, 1 %, epsilon 16": (*FASHION, COARSE, "attack.rate=0.01"),
         "blend, 0.1 %, epsilon 16": (*FASHION, COARSE, "attack.rate=0.001"),
-        "patch, 5 %, epsilon 16": (*FASHION, CORNER, "attack.rounds=3"),
     },
 }
 """Every cell by axis and name: what is set over the centre. The most telling axes come first."""
