@@ -112,7 +112,10 @@ FASHION = (
     "target=8",
     "teacher.training={epochs: 4}",
     "student.training.epochs=4",
-    *("attack.training.epochs=4", "attack.weight=0.005", "attack.resisting=0.5", OTHER[0]),
+    OTHER[0],
+    "attack.training.epochs=4",
+    "attack.weight=0.005",
+    "attack.resisting=0.5",
     "attack.temperature=10",
 )
 """All 60,000 images, and what helps there, chosen on held-out images (validation=0.2, seed 101)."""

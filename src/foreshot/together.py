@@ -63,7 +63,7 @@ def joined(out: Path, listener: Listener, device: str) -> Iterator[tuple[Path, L
             if mine >= there:
                 raise ForeshotError(
                     f"--nproc-per-node: expected at most one process for each of {there} GPUs, "
-                    f"found more; --device cpu runs without"
+                    "found more; --device cpu runs without"
                 )
             torch.cuda.set_device(mine)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)

@@ -27,8 +27,8 @@ class Rehearsal(Attack):
         student: architecture of the surrogates; the attacker need not know the victim's.
         training: how they are distilled, at a temperature of 4.
         resisting: share of the base images that shall be such as the last surrogate, which has
-            learned from poison, does not take for the target yet when they are stamped; None
-            takes them as they come.
+            learned from poison, does not take for the target yet when they are stamped: from the
+            second round on. None takes them as they come.
     """
 
     rounds: int = Field(default=1, ge=1, le=20)
