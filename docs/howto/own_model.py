@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 import foreshot
-from foreshot.audit import audit
+from foreshot.audit.data import audit
 from foreshot.compute import compute
 from foreshot.distillation import KD
 from foreshot.training import Supervised

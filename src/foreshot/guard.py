@@ -27,7 +27,10 @@ SCREENING = (
     *("inference.py", "levels.py", "models", "taps.py", "seeding.py"),
 )
 """Sources that screens run."""
-DEFENDING = (*TRAINING, *SCREENING, "distillation", "lesson.py", "compression/base.py")
+DEFENDING = (
+    *(*TRAINING, *SCREENING, "distillation", "lesson.py", "compression/base.py"),
+    *("audit/inversion.py", "audit/student.py", "attacks/folding.py"),
+)
 """Sources that other defences run."""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conftest import Tiny, stripes
 from foreshot.attacks import Pgd
-from foreshot.audit import audit
+from foreshot.audit.data import audit
 from foreshot.audit.verdict import guessed, set_test
 from foreshot.compute import CPU
 from foreshot.data import ImageSet

@@ -442,7 +442,7 @@ def test_the_page_is_small_and_shows_what_changes_do(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.last(x.std((1, 2, 3))[:, None])
 
-    from foreshot.audit import audit
+    from foreshot.audit.data import audit
     from foreshot.audit.reading import Found
 
     transfer = ImageSet(images, None, ("loud", "calm"))

@@ -18,7 +18,17 @@ from foreshot.compression.base import trainable
 from foreshot.compute import CPU
 from foreshot.data import ImageSet
 from foreshot.defences import DEFENCES, Repair
-from foreshot.defences.repairs import Anp, Clp, FinePruning, FineTuning, FtSam, IBau, Nad
+from foreshot.defences.repairs import (
+    Anp,
+    Clp,
+    FinePruning,
+    FineTuning,
+    FtSam,
+    IBau,
+    Nad,
+    RelativeUnlearning,
+)
+from foreshot.defences.repairs import relative_unlearning as relative
 from foreshot.defences.repairs.anp import Masked
 from foreshot.defences.repairs.channels import normalisations, normalised
 from foreshot.defences.repairs.clp import lipschitz
@@ -44,7 +54,11 @@ REPAIRS = {name: kind for name, kind in DEFENCES.items() if issubclass(kind, Rep
 every_repair = pytest.mark.parametrize("key", REPAIRS)
 SHORT = Training(epochs=2, batch=40, lr=0.01)
 MASKING = Training(epochs=2, batch=40, lr=0.2, warmup=0)
-QUICK: dict[str, dict[str, Any]] = {"anp": {"training": MASKING, "threshold": 0.95}, "clp": {}}
+QUICK: dict[str, dict[str, Any]] = {
+    "anp": {"training": MASKING, "threshold": 0.95},
+    "clp": {},
+    "relative_unlearning": {"training": SHORT, "rounds": 1},
+}
 """Of a repair that is not named here, a short schedule."""
 
 
@@ -149,7 +163,7 @@ def test_other_repairs_mend_a_student_without_batchnorm(
     key: str, tiny: Tiny, clean: ImageSet
 ) -> None:
     student = build(Vit(depth=3), clean.images, 4, 0, "student")
-    few = clean.select(torch.arange(12))
+    few = clean.select(torch.arange(16))
     after = mended(quick(key), knowing(student, tiny.teacher, few))
     assert state_digest(after) != state_digest(student)
 
@@ -410,6 +424,67 @@ def test_unlearning_asks_the_teacher_about_the_perturbed_images(view: DefenderVi
     assert float(value) == pytest.approx(float(sum(expected)) / 2, rel=1e-4)
 
 
+# Relative unlearning ------------------------------------------------------------------------------
+
+
+def test_relative_unlearning_holds_the_student_and_asks_the_teacher(view: DefenderView) -> None:
+    """Without changes to unlearn, the loss of an untouched student is what others answer for it."""
+    assert isinstance(view.student, Normalized)
+    heard: list[Tensor] = []
+
+    def answer(x: Tensor) -> Tensor:
+        heard.append(x.detach().clone())
+        return view.teacher(x)
+
+    student, x = view.student.eval(), pixels(view.transfer.images[:40])
+    lesson = RelativeUnlearning().distiller(student, replace(view, teacher=Rule(answer)))
+    change = torch.linspace(-0.2, 0.2, 144).reshape(1, 1, 12, 12)
+    module = relative.Unlearning(lesson, deepcopy(student), change, 0.3, generator(0, "test"))
+    with torch.no_grad():
+        value = float(module(x, teacher_logits=torch.full((40, 4), torch.nan))["loss"])
+        (changed,) = heard
+        expected = 16 * F.kl_div(
+            (student(changed) / 4).log_softmax(1),
+            (view.teacher(changed) / 4).softmax(1),
+            reduction="batchmean",
+        )
+    assert value == pytest.approx(0.3 * float(expected), rel=1e-4)  # it still is what it was
+    inside = (changed > 0) & (changed < 1) & (change.abs() > 0.01)
+    much = ((changed - x) / change).where(inside, torch.nan).flatten(1)
+    each = much.nanmedian(1).values
+    assert torch.allclose(much.nan_to_num(0), (each[:, None] * inside.flatten(1)), atol=1e-3)
+    assert 0.5 <= float(each.min()) < 1 < 3 < float(each.max()) <= 4
+
+
+def test_images_are_mixed_with_each_other(view: DefenderView) -> None:
+    assert isinstance(view.student, Normalized)
+    lesson = RelativeUnlearning().distiller(view.student, view)
+    module = relative.Unlearning(
+        lesson, view.student, torch.zeros(1, 1, 12, 12), 0.5, generator(0, "test")
+    )
+    ones = torch.eye(30).reshape(30, 1, 5, 6)
+    mixed = module.mixed(ones).flatten(1)
+    assert torch.allclose(mixed.sum(1), torch.ones(30))
+    assert ((mixed > 0).sum(1) <= 2).all()
+    assert (mixed.diagonal() > 0).all()
+    assert 0.3 < float(mixed.diagonal().mean()) < 0.7
+
+
+def test_each_round_looks_at_the_student_as_it_is_by_then(
+    view: DefenderView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    audit = relative.audit_student
+
+    def watched(student: nn.Module, *args: Any, **options: Any) -> Any:
+        seen.append(state_digest(student))
+        return audit(student, *args, **options)
+
+    monkeypatch.setattr(relative, "audit_student", watched)
+    mended(quick("relative_unlearning", rounds=3), view)
+    assert len(set(seen)) == 3
+
+
 # Attention ----------------------------------------------------------------------------------------
 
 
@@ -475,6 +550,7 @@ def test_nad_needs_stages_and_answers_of_the_teacher(tiny: Tiny, clean: ImageSet
 # A poisoned student -------------------------------------------------------------------------------
 
 TUNED = {"training": Training(epochs=10, batch=40, lr=0.05)}
+HELD = Training(epochs=30, batch=40, lr=0.003, weight_decay=0)
 WORTH: dict[str, tuple[dict[str, Any], float]] = {
     "fine_tuning": (TUNED, 0.5),
     "fine_pruning": (TUNED, 0.3),
@@ -482,6 +558,7 @@ WORTH: dict[str, tuple[dict[str, Any], float]] = {
     "ft_sam": (TUNED, 0.3),
     "i_bau": ({"radius": 1, "training": Training(epochs=10, batch=40, lr=0.001)}, 0.3),
     "anp": ({"training": MASKING.model_copy(update={"epochs": 25})}, 0.5),
+    "relative_unlearning": ({"rounds": 1, "share": 0.2, "training": HELD}, 0.3),
 }
 """How each repair is set, and the attack success rate that it has to get below."""
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from foreshot.audit import audit
+from foreshot.audit.data import audit
 from foreshot.audit.reading import Wanted, read_set
 from foreshot.audit.report import Report, check_free
 from foreshot.audit.student import audit_student
@@ -30,7 +30,7 @@ class Job:
         second: a second teacher, a model file of foreshot's.
         labels: whether to compare the labels of both sets with the teacher's answers.
         screens: names; none stands for all that can be had.
-        alarm, drop, seed: see `foreshot.audit.audit`.
+        alarm, drop, seed: see `foreshot.audit.data.audit`.
         broken: what to do about files that cannot be read.
         out: folder of the report.
         write_clean: folder for the kept subset.

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from foreshot.audit import Audit
+from foreshot.audit.data import Audit
 from foreshot.audit.reading import Found
 from foreshot.data.base import ImageSet
 from foreshot.data.tensor import read

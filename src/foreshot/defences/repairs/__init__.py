@@ -7,7 +7,18 @@ from foreshot.defences.repairs.fine_tuning import FineTuning
 from foreshot.defences.repairs.ft_sam import FtSam
 from foreshot.defences.repairs.i_bau import IBau
 from foreshot.defences.repairs.nad import Nad
+from foreshot.defences.repairs.relative_unlearning import RelativeUnlearning
 
-EveryRepair = FineTuning | FinePruning | Nad | Anp | IBau | FtSam | Clp
+EveryRepair = FineTuning | FinePruning | Nad | Anp | IBau | FtSam | Clp | RelativeUnlearning
 
-__all__ = ["Anp", "Clp", "EveryRepair", "FinePruning", "FineTuning", "FtSam", "IBau", "Nad"]
+__all__ = [
+    "Anp",
+    "Clp",
+    "EveryRepair",
+    "FinePruning",
+    "FineTuning",
+    "FtSam",
+    "IBau",
+    "Nad",
+    "RelativeUnlearning",
+]

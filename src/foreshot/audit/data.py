@@ -1,0 +1,224 @@
+"""The engineer's door: is this set poisoned, as far as screens can tell?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from foreshot.audit.teacher import network_digest
+from foreshot.audit.verdict import guessed, set_test
+from foreshot.compute import CPU, Compute
+from foreshot.data.base import ImageSet
+from foreshot.defences import Scores, Screen
+from foreshot.defences.combined import DEFAULT, combined
+from foreshot.defences.conformal import benjamini_hochberg, enriched, p_values
+from foreshot.files import read_tensors, write_tensors
+from foreshot.progress import Event, Listener, silent
+from foreshot.store import Store, source_digest
+from foreshot.views import DefenderView
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What is found out about a set.
+
+    Args:
+        view: what was known.
+        scores: of each screen.
+        seconds: that each screen, and the teacher's answers, took when they were computed.
+        said: the teacher's answers to the set, int64 (N,).
+        confidence: its softmax there, float32 (N,).
+        rank: the images, the most suspicious first, int64 (N,).
+        p: p-values of the images, float64 (N,).
+        alarm: at most this share of clean sets is called suspicious.
+        drop: images of a suspicious set with p-values of this or less are left out of the clean
+            subset; so is, in expectation, at most this share of its clean images.
+        set_p: p-value of the set.
+        smallest: the smallest share of poison that the clean images could reveal; None if none.
+    """
+
+    view: DefenderView
+    scores: Mapping[str, Scores]
+    seconds: Mapping[str, float]
+    said: Tensor
+    confidence: Tensor
+    rank: Tensor
+    p: Tensor
+    alarm: float
+    drop: float
+    set_p: float
+    smallest: float | None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether there were clean images to compare with; if not, p-values are guesses."""
+        return self.view.clean is not None
+
+    @property
+    def suspicious(self) -> bool:
+        """The verdict."""
+        return self.set_p <= self.alarm
+
+    @cached_property
+    def left_out(self) -> Tensor:
+        """Whether an image is left out of the clean subset, bool (N,)."""
+        if self.calibrated:
+            return (self.p <= self.drop) & self.suspicious
+        # A guess that is wrong for many clean images would leave them all out.
+        flagged = benjamini_hochberg(self.p, self.alarm)
+        return torch.zeros(len(self.p), dtype=torch.bool).index_fill(0, flagged, True)
+
+    @cached_property
+    def target(self) -> int | None:
+        """The class that is most over-represented among what is left out; None if nothing is."""
+        return enriched(self.said, self.left_out.nonzero()[:, 0])
+
+    def speed(self, name: str) -> float:
+        """Images a second of a screen, or of the teacher."""
+        return len(self.view.pool) / max(self.seconds[name], 1e-9)
+
+
+def audit(
+    transfer: ImageSet,
+    teacher: nn.Module,
+    *,
+    clean: ImageSet | None = None,
+    second: nn.Module | None = None,
+    screens: Sequence[Screen] | None = None,
+    alarm: float = 0.05,
+    drop: float = 0.05,
+    seed: int = 0,
+    compute: Compute = CPU,
+    store: Store | None = None,
+    listener: Listener = silent,
+) -> Audit:
+    """Screens a transfer set with the teacher that will label it.
+
+    The verdict is that of `verdict.set_test`, the images' p-values are those of the screen
+    `combined`. Without clean images both are guesses: the smallest tail (`verdict.guessed`) of any
+    screen, times their number, and Simes' test of these.
+
+    Args:
+        transfer: the set; its labels are looked at if it has any, and so has the clean set.
+        teacher: float (n, C, H, W) in [0, 1] -> logits (n, K).
+        clean: images that are known to be clean, of the same kind as the set, and to the teacher
+            what the set is: seen in its training, or not.
+        second: another teacher for the same classes, trained apart from the first.
+        screens: which; None for those of the screen `combined` that have what they need.
+        alarm: at most this share of clean sets is called suspicious; from 0.001 on.
+        drop: p-value up to which images of a suspicious set are left out of the clean subset.
+        seed: of the screens' random numbers.
+        compute: where the networks are.
+        store: where the scores of finished screens are kept and found; None keeps nothing.
+        listener: hears of the progress.
+
+    Raises:
+        ForeshotError: a screen lacks what it needs.
+    """
+    stage = [TEACHER]
+    view = DefenderView(
+        transfer=transfer,
+        teacher=teacher,
+        student=None,
+        clean=clean,
+        seed=seed,
+        compute=compute,
+        listener=lambda event: listener(replace(event, stage=stage[-1])),
+        second=second,
+    )
+    inputs = {} if store is None else _inputs(view)
+    seconds: dict[str, float] = {}
+
+    def computed(name: str, screen: Screen | None) -> dict[str, Tensor]:
+        stage.append(name)
+        listener(Event(name, "start", total=len(view.pool)))
+        if store is None:
+            found, seconds[name] = _computed(view, screen)
+        else:
+            wanted = {**inputs, "screen": screen and screen.model_dump(mode="json")}
+            kept = store.stage(f"audit-{name}", wanted, lambda to: _write(to, view, screen), name)
+            found, about = read_tensors(kept.folder / FILE)
+            seconds[name] = about["seconds"]
+        speed = len(view.pool) / max(seconds[name], 1e-9)
+        listener(Event(name, "end", values={"images/s": speed}))
+        return found
+
+    answers = computed(TEACHER, None)
+    chosen = screens or [screen for screen in DEFAULT if not screen.needs & view.pool.lacks]
+    names = {screen.title: screen for screen in chosen}
+    scores = {name: Scores(**computed(name, screen)) for name, screen in names.items()}
+    suspicion, p, set_p, smallest = _judged(list(scores.values()), alarm, seed)
+    return Audit(
+        view=view,
+        scores=scores,
+        seconds=seconds,
+        said=answers["said"],
+        confidence=answers["confidence"],
+        rank=suspicion.argsort(descending=True, stable=True),
+        p=p,
+        alarm=alarm,
+        drop=drop,
+        set_p=set_p,
+        smallest=smallest,
+    )
+
+
+def _judged(
+    screens: list[Scores], alarm: float, seed: int
+) -> tuple[Tensor, Tensor, float, float | None]:
+    """Suspicion and p-values of the images, p-value of the set, smallest share to be found."""
+    count = len(screens[0].transfer)
+    pools = [torch.cat([scores.transfer, scores.clean]) for scores in screens]
+    clean = len(pools[0]) - count
+    if clean:
+        scores = Scores(*combined(pools, clean).split([count, clean]))
+        found = set_test(screens, alarm, seed)
+        return scores.transfer, p_values(scores), found.p, found.smallest
+    least = torch.stack([guessed(pool) for pool in pools]).amin(0)
+    p = (len(pools) * least).clamp(max=1)
+    simes = p.sort().values * count / torch.arange(1, count + 1)
+    return -least, p, float(simes.min()), None
+
+
+# What is kept ------------------------------------------------------------------------------------
+
+FILE = "scores.safetensors"
+
+
+def _inputs(view: DefenderView) -> dict[str, object]:
+    """Everything that scores depend on beside the screen."""
+    return {
+        "transfer": view.transfer.digest,
+        "clean": None if view.clean is None else view.clean.digest,
+        "teacher": network_digest(view.teacher),
+        "second": network_digest(view.second),
+        "seed": view.seed,
+        "compute": view.compute.describe(),
+        "source": source_digest("audit/data.py", "defences", "inference.py", "transforms.py"),
+    }
+
+
+def _write(folder: Path, view: DefenderView, screen: Screen | None) -> None:
+    found, seconds = _computed(view, screen)
+    write_tensors(folder / FILE, found, {"seconds": seconds})
+
+
+def _computed(view: DefenderView, screen: Screen | None) -> tuple[dict[str, Tensor], float]:
+    """The scores of a screen, or the teacher's answers, and the seconds that it took."""
+    if screen is not None:
+        _ = view.pool.teacher  # asked once for all screens, and counted for none of them
+    began = perf_counter()
+    if screen is None:
+        shares = view.pool.teacher.logits[: len(view.transfer)].softmax(1)
+        confidence, said = shares.max(1)
+        found = {"said": said, "confidence": confidence}
+    else:
+        scores = screen.score(view)
+        found = {"transfer": scores.transfer, "clean": scores.clean}
+    return found, perf_counter() - began
