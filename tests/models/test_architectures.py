@@ -1,6 +1,7 @@
 """Networks have the published sizes, fit any image that is large enough, and start reproducibly."""
 
 import pickle
+from copy import deepcopy
 from typing import cast
 
 import pytest
@@ -95,6 +96,22 @@ def test_any_shape_runs_and_every_parameter_learns(
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # A key's bias adds the same to all scores of a query, so that softmax ignores it.
     assert [name for name in silent if not name.endswith("qkv.bias")] == []
+
+
+@pytest.mark.parametrize("architecture", SMALL[:-1], ids=lambda a: f"{a.name}")
+@pytest.mark.parametrize("side", [32, 64])
+def test_gradients_are_those_of_double_precision(architecture: Architecture, side: int) -> None:
+    """Of all but quantised networks, which have none."""
+    images = pictures(4, 3, side, side)
+    model = build(architecture, images, classes=7, seed=0, key="x").eval()
+    exact = deepcopy(model).double()
+    for network, x in ((model, images / 255), (exact, images.double() / 255)):
+        (network(x) * torch.linspace(-1, 2, 28).reshape(4, 7)).sum().backward()
+    for (name, mine), theirs in zip(model.named_parameters(), exact.parameters(), strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        error = (mine.grad - theirs.grad).norm()
+        assert error <= 1e-3 * theirs.grad.norm() + 1e-6, name
 
 
 @small

@@ -68,14 +68,17 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         self.shortcut = nn.Identity()
+        # Where there are fewer channels than a vector has floats, oneDNN writes past its memory in
+        # the gradient of a strided 1 x 1 convolution (oneDNN issue 6035, torch 2.13 and 2.14).
+        self.every = stride if inputs < 16 else 1
         if stride != 1 or inputs != outputs:
-            projection = convolution(inputs, outputs, 1, stride)
+            projection = convolution(inputs, outputs, 1, stride // self.every)
             self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        out += self.shortcut(x)
+        out += self.shortcut(x[:, :, :: self.every, :: self.every])
         return self.relu(out)
 
 
