@@ -199,6 +199,7 @@ AXES: dict[str, Axis] = {
     "method-student": _cross({name: METHODS[name] for name in ("kd", "dist", "fitnet")}, STUDENTS),
     "hard": {
         "dot, 5 %, epsilon 8": (EIGHT, "attack.candidates=5", WEIGHTY, "attack.rounds=3", *OTHER),
+        "dot, 5 %, epsilon 8, two rounds": (EIGHT, PICKED, *OTHER),
         "dot, 1 %, epsilon 8": ("attack.rate=0.01", EIGHT, PICKED, *OTHER),
         "blend, 1 %, epsilon 8": (CELLS, "attack.rate=0.01", EIGHT, *RESISTING, *OTHER[:2]),
         "dot, 5 %, crop, asked again": (CROP, *KNOWN, *OTHER),
