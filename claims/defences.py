@@ -21,6 +21,7 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from measure import kept
@@ -139,6 +140,19 @@ def measure(config: Config, store: Store, engine: Compute, defence: str) -> dict
     return found
 
 
+def cost(cells: list[tuple[str, str, int]], runs: list[dict[str, Any]]) -> str:
+    """What cells would take, by what those of the same defence have taken, on whatever machine."""
+    seconds: dict[str, list[float]] = {}
+    for run in runs:
+        if "seconds" in run:
+            seconds.setdefault(run["defence"], []).append(run["seconds"])
+    if not seconds:
+        return f"{len(cells)} cells; none is measured yet that would tell how long"
+    usual = mean(second for of_one in seconds.values() for second in of_one)
+    total = sum(mean(seconds.get(defence, [usual])) for _, defence, _ in cells)
+    return f"{len(cells)} cells, about {total / 60:.0f} minutes"
+
+
 def fill(preset: str, attacks: list[str], rows: list[str], seeds: list[int], device: str) -> None:
     """Measures what the preset's file lacks; writes it after each cell."""
     engine, circumstances = compute(device), environment()  # pyright: ignore[reportArgumentType]
@@ -156,6 +170,8 @@ def fill(preset: str, attacks: list[str], rows: list[str], seeds: list[int], dev
         "source": circumstances["source"],
     }
     cells = [(a, d, s) for s in seeds for a in attacks for d in rows]
+    before = read_json(out)["runs"] if out.exists() else []
+    print(cost([cell for cell in cells if cell not in done], before), flush=True)
     for number, (attack, defence, seed) in enumerate(cells, 1):
         settings = settings_of(preset, attack, defence, seed)
         config = load_config(preset, settings)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from foreshot.compute import CPU
+from foreshot.compute import compute
 from foreshot.experiment import run as run_experiment
 from foreshot.store import Store
 from test_claims import rate
@@ -38,10 +38,10 @@ def test_a_cell_is_what_foreshot_run_measures(
     settings = (*quick, "controls=[]", "defender.clean=300")
     monkeypatch.setitem(defences.SETTINGS, "digits", {"": settings})
     monkeypatch.setenv("FORESHOT_HOME", str(tmp_path / "home"))
-    store = Store(tmp_path / "home" / "store")
+    store, engine = Store(tmp_path / "home" / "store"), compute("cpu")
     for defence in ("consistency", "disagreement", "none"):
         config = defences.config_of("digits", "pgd", defence, 0)
-        found = defences.measure(config, store, CPU, defence)
+        found = defences.measure(config, store, engine, defence)
         metrics = run_experiment(config, tmp_path / defence, device="cpu")
         for key in ("clean_accuracy", "asr"):
             assert found["student"][key] == metrics["student"][key]
@@ -51,6 +51,17 @@ def test_a_cell_is_what_foreshot_run_measures(
             assert found["monitor"].items() <= metrics["defence"].items()
         else:
             assert not found.keys() & {"monitor", "screen"}
+
+
+def test_the_cost_is_what_such_cells_took(tmp_path: Path) -> None:
+    runs = [
+        {"defence": defence, "seconds": seconds}
+        for defence, seconds in (("combined", 100), ("combined", 200), ("clp", 30))
+    ] + [{"defence": "clp", "failed": "for a reason"}]
+    cells = [("pgd", "combined", 0), ("pgd", "combined", 1), ("fgsm", "clp", 0), ("pgd", "nad", 0)]
+    told = defences.cost(cells, runs)
+    assert told == "4 cells, about 7 minutes"  # 150 s twice, 30 s, and 110 s as a mean of all
+    assert defences.cost(cells, []) == "4 cells; none is measured yet that would tell how long"
 
 
 def test_the_ranking_compares_with_the_undefended_student_of_the_same_set() -> None:
