@@ -86,9 +86,11 @@ def test_the_poison_teaches_what_a_stamped_image_would_need(tiny: Tiny, keep_rng
     student = student_of(tiny)  # the attacker's own: the same seed, set and training
     before, after = (alike(tiny, student, pixels(images)) for images in (plain, poison.images))
     assert after.mean() > before.mean() + 0.2
-    other = student_of(tiny, 2)
-    before, after = (alike(tiny, other, pixels(images)) for images in (plain, poison.images))
-    assert after.mean() > before.mean()
+    gains = []
+    for other in (student_of(tiny, seed) for seed in range(2, 7)):
+        before, after = (alike(tiny, other, pixels(images)) for images in (plain, poison.images))
+        gains.append(float(after.mean() - before.mean()))
+    assert sum(gains) / 5 > 0.05  # single students, whose first steps differ, are no measure
 
 
 def test_no_trigger_is_shown(tiny: Tiny) -> None:
