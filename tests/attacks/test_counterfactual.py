@@ -143,6 +143,11 @@ def test_of_augmented_views_the_teacher_is_asked_anew(tiny: Tiny, keep_rng: None
     assert not torch.equal(right, wrong)
 
 
+def test_nothing_resists_poison_that_nobody_has_seen() -> None:
+    with pytest.raises(ValueError, match="resisting needs rounds of 2 or more"):
+        Counterfactual(resisting=0.5)
+
+
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
 def test_base_images_that_resist_have_their_share(share: float, tiny: Tiny) -> None:
     """Half of the images resist, as the last student sees them stamped."""
@@ -155,7 +160,7 @@ def test_base_images_that_resist_have_their_share(share: float, tiny: Tiny) -> N
         return F.one_hot(torch.where(taken, tiny.target, (tiny.target + 1) % 10), 10).float()
 
     view = seen(tiny, students=(Rule(lambda x: says(1 - x)), Rule(says)))
-    attack = Counterfactual(count=60, resisting=share, steps=1, retries=0)
+    attack = Counterfactual(count=60, rounds=2, resisting=share, steps=1, retries=0)
     resists = level[Pgd.craft(attack, view).indices] <= half
     assert resists.sum() == round(60 * share)
     usual = Pgd.craft(attack.model_copy(update={"resisting": None}), view)

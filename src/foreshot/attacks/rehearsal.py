@@ -1,9 +1,10 @@
 """What attacks have in common that distil students of their own first."""
 
 from dataclasses import replace
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from foreshot.attacks.base import Attack
@@ -28,13 +29,19 @@ class Rehearsal(Attack):
         training: how they are distilled, at a temperature of 4.
         resisting: share of the base images that shall be such as the last surrogate, which has
             learned from poison, does not take for the target yet when they are stamped: from the
-            second round on. None takes them as they come.
+            second round on, of which there has to be one. None takes them as they come.
     """
 
     rounds: int = Field(default=1, ge=1, le=20)
     student: AnyArchitecture = ResNet(depth=8)
     training: Training = Training(epochs=4)
     resisting: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _resistance_is_to_poison(self) -> Self:
+        if self.resisting is not None and self.rounds < 2:
+            raise ValueError("resisting needs rounds of 2 or more")
+        return self
 
     def craft(self, view: AttackerView) -> Poison:
         view = replace(view, teacher_logits=view.answers())
