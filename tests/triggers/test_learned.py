@@ -121,8 +121,9 @@ def test_a_shared_pattern_leads_a_student_that_a_universal_one_does_not(
             for network in (tiny.teacher, student)
         ]
 
-    one = losses(Universal.model_validate(QUICK))
-    both = losses(Shared.model_validate(QUICK | STUDENT))
+    bold = QUICK | {"opacity": 0.4}  # at 0.2 neither leads far, and rounding decides
+    one = losses(Universal.model_validate(bold))
+    both = losses(Shared.model_validate(bold | STUDENT))
     assert both[1] < one[1] / 2
     assert sum(both) < sum(one)
 
