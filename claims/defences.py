@@ -169,15 +169,15 @@ def fill(preset: str, attacks: list[str], rows: list[str], seeds: list[int], dev
         "command": f"python claims/defences.py {preset}",
         "source": circumstances["source"],
     }
-    cells = [(a, d, s) for s in seeds for a in attacks for d in rows]
-    before = read_json(out)["runs"] if out.exists() else []
-    print(cost([cell for cell in cells if cell not in done], before), flush=True)
-    for number, (attack, defence, seed) in enumerate(cells, 1):
-        settings = settings_of(preset, attack, defence, seed)
-        config = load_config(preset, settings)
+    left: dict[tuple[str, str, int], tuple[Config, str]] = {}
+    for cell in ((a, d, s) for s in seeds for a in attacks for d in rows):
+        config = config_of(preset, *cell)
         digest = content_hash(config.model_dump(mode="json", exclude_unset=True))
-        if done.get((attack, defence, seed), {}).get("config") == digest:
-            continue
+        if done.get(cell, {}).get("config") != digest:
+            left[cell] = config, digest
+    print(cost(list(left), read_json(out)["runs"] if out.exists() else []), flush=True)
+    for number, ((attack, defence, seed), (config, digest)) in enumerate(left.items(), 1):
+        settings = settings_of(preset, attack, defence, seed)
         keys = [part for key in settings for part in ("--set", key)]
         run = {
             "attack": attack,
@@ -195,7 +195,7 @@ def fill(preset: str, attacks: list[str], rows: list[str], seeds: list[int], dev
             run |= {"ok": False, "failed": str(error)}
             told = [f"FAILED: {error}"]
         said = ", ".join(told)
-        print(f"{number}/{len(cells)}: {attack} | {defence}, seed {seed}: {said}", flush=True)
+        print(f"{number}/{len(left)}: {attack} | {defence}, seed {seed}: {said}", flush=True)
         done[attack, defence, seed] = run
         date = datetime.now(UTC).date().isoformat()
         write_json(out, about | {"date": date, "runs": list(done.values())})

@@ -53,7 +53,7 @@ def test_a_cell_is_what_foreshot_run_measures(
             assert not found.keys() & {"monitor", "screen"}
 
 
-def test_the_cost_is_what_such_cells_took(tmp_path: Path) -> None:
+def test_the_cost_is_what_such_cells_took() -> None:
     runs = [
         {"defence": defence, "seconds": seconds}
         for defence, seconds in (("combined", 100), ("combined", 200), ("clp", 30))

@@ -397,58 +397,54 @@ def test_the_worst_perturbation_lies_in_its_ball_and_misleads(
     assert losses[2] > max(losses[:2])
 
 
-def test_unlearning_asks_the_teacher_about_the_perturbed_images(view: DefenderView) -> None:
-    assert isinstance(view.student, Normalized)
+def overheard(view: DefenderView) -> tuple[DefenderView, list[Tensor]]:
+    """The same with a teacher that is listened to, and the images that it is asked about."""
     heard: list[Tensor] = []
 
     def answer(x: Tensor) -> Tensor:
         heard.append(x.detach().clone())
         return view.teacher(x)
 
+    return replace(view, teacher=Rule(answer)), heard
+
+
+@torch.no_grad()
+def unlike(student: nn.Module, seen: Tensor, said: Tensor) -> float:
+    """KD at temperature 4 of a student with what is said of images."""
+    mine, theirs = (student(seen) / 4).log_softmax(1), (said / 4).softmax(1)
+    return float(16 * F.kl_div(mine, theirs, reduction="batchmean"))
+
+
+def test_unlearning_asks_the_teacher_about_the_perturbed_images(view: DefenderView) -> None:
+    assert isinstance(view.student, Normalized)
+    listened, heard = overheard(view)
     repair = IBau(radius=1.0, steps=2)
-    lesson = repair.distiller(view.student, replace(view, teacher=Rule(answer)))
+    lesson = repair.distiller(view.student, listened)
     x = pixels(view.transfer.images[:40])
     known = view.teacher(x)
     value = Unlearning(repair, lesson)(x, teacher_logits=known)["loss"].detach()
     assert len(heard) == 3  # two steps up, and the perturbed images; the plain ones are known
     assert torch.equal(heard[0], x)
-    with torch.no_grad():
-        student = view.student.eval()
-        expected = [
-            16
-            * F.kl_div(
-                (student(seen) / 4).log_softmax(1), (said / 4).softmax(1), reduction="batchmean"
-            )
-            for seen, said in ((x, known), (heard[2], view.teacher(heard[2])))
-        ]
-    assert float(value) == pytest.approx(float(sum(expected)) / 2, rel=1e-4)
+    student = view.student.eval()
+    expected = unlike(student, x, known) + unlike(student, heard[2], view.teacher(heard[2]))
+    assert float(value) == pytest.approx(expected / 2, rel=1e-4)
 
 
 # Relative unlearning ------------------------------------------------------------------------------
 
 
 def test_relative_unlearning_holds_the_student_and_asks_the_teacher(view: DefenderView) -> None:
-    """Without changes to unlearn, the loss of an untouched student is what others answer for it."""
+    """A student that has not moved loses nothing but what the teacher says of changed images."""
     assert isinstance(view.student, Normalized)
-    heard: list[Tensor] = []
-
-    def answer(x: Tensor) -> Tensor:
-        heard.append(x.detach().clone())
-        return view.teacher(x)
-
+    listened, heard = overheard(view)
     student, x = view.student.eval(), pixels(view.transfer.images[:40])
-    lesson = RelativeUnlearning().distiller(student, replace(view, teacher=Rule(answer)))
+    lesson = RelativeUnlearning().distiller(student, listened)
     change = torch.linspace(-0.2, 0.2, 144).reshape(1, 1, 12, 12)
     module = relative.Unlearning(lesson, deepcopy(student), change, 0.3, generator(0, "test"))
     with torch.no_grad():
         value = float(module(x, teacher_logits=torch.full((40, 4), torch.nan))["loss"])
-        (changed,) = heard
-        expected = 16 * F.kl_div(
-            (student(changed) / 4).log_softmax(1),
-            (view.teacher(changed) / 4).softmax(1),
-            reduction="batchmean",
-        )
-    assert value == pytest.approx(0.3 * float(expected), rel=1e-4)  # it still is what it was
+    (changed,) = heard
+    assert value == pytest.approx(0.3 * unlike(student, changed, view.teacher(changed)), rel=1e-4)
     inside = (changed > 0) & (changed < 1) & (change.abs() > 0.01)
     much = ((changed - x) / change).where(inside, torch.nan).flatten(1)
     each = much.nanmedian(1).values

@@ -49,10 +49,11 @@ class RelativeUnlearning(Tuning):
     def mend(self, student: Normalized, view: DefenderView) -> None:
         before, lesson = deepcopy(student).requires_grad_(False), self.distiller(student, view)
         random, found = generator(view.seed, "repair", self.title), []
+        teacher = frozen(view.teacher, view.compute)
         for number in range(self.rounds):
             audited = audit_student(
                 frozen(student, view.compute),
-                frozen(view.teacher, view.compute),
+                teacher,
                 there(view.clean),
                 seed=view.seed + number,
                 compute=view.compute,
