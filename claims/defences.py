@@ -47,8 +47,9 @@ Settings = tuple[str, ...]
 ONE = "attack.rate=0.01"
 KIND = "{name: resnet, depth: 8, width: 1.5, stem_stride: 2}"
 CHANGES = "attack.through=[none, jpeg, blur, noise, resize, depth]"
-OTHERS = f"surrogate={{training: {{epochs: 8}}, model: {{name: ensemble, count: 3, of: {KIND}}}}}"
-"""An attacker's three teachers, none of them the victim's."""
+THREE = f"{{name: ensemble, count: 3, of: {KIND}}}"
+OTHERS = f"surrogate={{training: {{epochs: 8}}, model: {THREE}, with_teacher: true}}"
+"""An attacker's own three teachers, beside the victim's: the poison is to convince them all."""
 COUNTERFACTUAL = "attack.name=counterfactual"
 
 

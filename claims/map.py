@@ -72,10 +72,14 @@ def _method(name: str) -> Settings:
     return (*training, f"distillation.terms={flow}")
 
 
-def _surrogate(model: str, data: str) -> Settings:
-    """An attacker who crafts on a teacher of his own, which learns as the victim's does."""
+def _surrogate(model: str, data: str, beside: bool = False) -> Settings:
+    """An attacker who crafts on a teacher of his own, which learns as the victim's does.
+
+    With `beside` he has the victim's as well.
+    """
     training = "{epochs: 8, weight_decay: 5.0e-5}"
-    return (f"surrogate={{data: {data}, training: {training}, model: {model}}}",)
+    more = ("surrogate.with_teacher=true",) if beside else ()
+    return (f"surrogate={{data: {data}, training: {training}, model: {model}}}", *more)
 
 
 def _cross(rows: Axis, columns: Axis) -> Axis:
@@ -124,6 +128,14 @@ FASHION = (
 """All 60,000 images, and what helps there, chosen on held-out images (validation=0.2, seed 101)."""
 COARSE = "trigger={name: blend, opacity: 0.15, cell: 4}"
 CORNER = "trigger={name: patch, place: top_left}"
+INNER = "trigger={name: patch, place: top_left, margin: 4}"
+"""Where every crop shows it."""
+FLIPPED = (
+    "student.training.augment=crop_flip",
+    "attack.training.augment=crop_flip",
+    "attack.through=[crop_flip]",
+    "attack.draws=2",
+)
 
 AXES: dict[str, Axis] = {
     CENTRE: {CENTRE: ()},
@@ -183,6 +195,7 @@ AXES: dict[str, Axis] = {
     "architecture": _cross(TEACHERS, STUDENTS),
     "knowledge": {
         "the teacher": (),
+        "the teacher and three others, same images": _surrogate(THREE, "same", beside=True),
         "another, same images": _surrogate(KIND, "same"),
         "three others, same images": _surrogate(THREE, "same"),
         "another, other images": _surrogate(KIND, "disjoint"),
@@ -208,6 +221,14 @@ AXES: dict[str, Axis] = {
         "patch, 5 %, epsilon 32": (*FASHION, CORNER, "attack.epsilon=32", "attack.rounds=3"),
         "blend, 1 %, epsilon 16": (*FASHION, COARSE, "attack.rate=0.01"),
         "blend, 0.1 %, epsilon 16": (*FASHION, COARSE, "attack.rate=0.001"),
+    },
+    "fashion-hard": {
+        "patch, 5 %, epsilon 16": (*FASHION, CORNER, "attack.rounds=3"),
+        "blend, 5 %, epsilon 16, crop, flip": (*FASHION, COARSE, *FLIPPED),
+        "patch, 5 %, epsilon 32, crop, flip": (
+            *(*FASHION, INNER, *FLIPPED),
+            *("attack.epsilon=32", "attack.rounds=3"),
+        ),
     },
 }
 """Every cell by axis and name: what is set over the centre. The most telling axes come first."""

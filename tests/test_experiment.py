@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from foreshot import stages
+from foreshot.attacks import Pgd
 from foreshot.compute import CPU
 from foreshot.config import Config, dump, parse
 from foreshot.errors import ForeshotError
@@ -27,6 +29,7 @@ from foreshot.progress import Event
 from foreshot.record import load_run
 from foreshot.seeding import generator
 from foreshot.tables import print_metrics
+from foreshot.views import AttackerView
 
 TEXT = """
 precision: float32
@@ -292,6 +295,35 @@ def test_a_surrogate_is_what_poison_is_crafted_on(undisturbed: Done, tmp_path: P
     same = go(undisturbed.home, tmp_path / "same", setting, "surrogate.training.epochs=1",
               "surrogate.data=same", until="poison")  # fmt: skip
     assert same.started() == []
+
+
+def test_an_attacker_may_have_the_teacher_beside_a_surrogate(
+    undisturbed: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is crafted on says what both say: the mean of the logs of their probabilities."""
+    said: list[Tensor] = []
+
+    def listening(attack: Pgd, view: AttackerView, real: Any = Pgd.craft) -> Poison:
+        said.append(view.teacher(view.images[:20] / 255).log_softmax(1))
+        torch.testing.assert_close(view.answers()[:20].log_softmax(1), said[-1])
+        return real(attack, view)
+
+    monkeypatch.setattr(Pgd, "craft", listening)
+    network = "{name: resnet, depth: 8, width: 0.5, stem_stride: 2}"
+    own = f"surrogate={{model: {network}, training: {{epochs: 1}}}}"
+    found, home = {}, tmp_path / "home"
+    shutil.copytree(undisturbed.home, home)
+    for name, settings in {
+        "the teacher": ("attack.steps=4",),
+        "a surrogate": ("attack.steps=4", own),
+        "both": ("attack.steps=4", own, "surrogate.with_teacher=true"),
+    }.items():
+        done = go(home, tmp_path / name, *settings, until="poison")
+        found[name] = weights(done.out)["poison.safetensors"]
+    teacher, surrogate, both = said
+    assert not torch.allclose(teacher, surrogate, atol=0.1)
+    torch.testing.assert_close(both, ((teacher + surrogate) / 2).log_softmax(1))
+    assert len(set(found.values())) == 3
 
 
 def trained_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[bytes]]:

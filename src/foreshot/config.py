@@ -46,9 +46,12 @@ class Surrogate(Network):
         data: what it is trained on: the `same` images as the teacher, less the defender's own, or
             `disjoint` ones: half of the training images, which neither the teacher nor the
             transfer set has then.
+        with_teacher: the attacker has the teacher as well, and crafts what convinces it and each
+            network of an ensemble, so that a second teacher of the defender's may believe it too.
     """
 
     data: Literal["same", "disjoint"] = "same"
+    with_teacher: bool = False
 
 
 class Distillation(Part):
@@ -108,7 +111,8 @@ class Config(Part):
         trigger: the attacker's trigger.
         target: the class that the trigger shall mean.
         attack: how the poison is made.
-        surrogate: what the attacker crafts on in the teacher's stead; null is the teacher itself.
+        surrogate: what the attacker crafts on in the teacher's stead, or beside it; null is the
+            teacher itself.
         defence: what is done against the poison, for all students alike; null is nothing.
         defender: what a defence has to go on; without a defence it changes nothing.
         student: the student, and the schedule of the distillation.

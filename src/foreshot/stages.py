@@ -26,13 +26,13 @@ from foreshot.files import file_digest, read_json, write_json
 from foreshot.inference import logits, pixels, place
 from foreshot.lesson import Change, Lesson
 from foreshot.metrics import evaluate, stealth
-from foreshot.models import build
+from foreshot.models import UnanimousNetwork, build
 from foreshot.models.base import Normalized
 from foreshot.models.checkpoint import LoadedModel, load_model, save_model
 from foreshot.poison import Poison
 from foreshot.progress import Listener
 from foreshot.seeding import generator
-from foreshot.store import Artefact, Store, source_digest
+from foreshot.store import Artefact, Store, content_hash, source_digest
 from foreshot.together import size
 from foreshot.training import Samples, Supervised, Training, fit
 from foreshot.triggers import Blend, Learned, Trigger
@@ -80,8 +80,20 @@ class Trained:
         return self.loaded.model
 
     @property
+    def digest(self) -> str:
+        return self.artefact.digest
+
+    @property
     def path(self) -> Path:
         return self.artefact.folder / "model.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """What the attacker crafts on, and a digest that tells it from others."""
+
+    model: nn.Module
+    digest: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +256,7 @@ class Stages:
             inputs = self.inputs(
                 CRAFTING,
                 data=self.digests["train"],
-                teacher=guide.artefact.digest,
+                teacher=guide.digest,
                 trigger=wanted.model_dump(mode="json"),
                 target=config.target,
             )
@@ -291,7 +303,7 @@ class Stages:
         inputs = self.inputs(
             CRAFTING,
             data=self.digests["train"],
-            teacher=guide.artefact.digest,
+            teacher=guide.digest,
             **self.stamped(),
             attack=attack.model_dump(mode="json"),
             like=None if like is None else like.artefact.digest,
@@ -473,14 +485,17 @@ class Stages:
 
         return Crafted(self.store.stage("adopted", {"file": file_digest(path)}, keep), poison)
 
-    def _guide(self, teacher: Trained) -> Trained:
-        """What the attacker crafts on: the teacher, or the surrogate that the config allows."""
-        if self.config.surrogate is None:
+    def _guide(self, teacher: Trained) -> Trained | Guide:
+        """What the attacker crafts on: the teacher, the surrogate of the config, or both."""
+        wanted = self.config.surrogate
+        if wanted is None:
             return teacher
-        own = self.parts.surrogate
-        return self.taught(
-            self.config.surrogate, "surrogate", self.data.train if own is None else own
-        )
+        images = self.parts.surrogate or self.data.train
+        own = self.taught(wanted, "surrogate", images)
+        if not wanted.with_teacher:
+            return own
+        every = UnanimousNetwork([teacher.model, *wanted.model.parts(own.model)])
+        return Guide(every, content_hash([teacher.digest, own.digest]))
 
     def _take_pattern(self, artefact: Artefact) -> None:
         """From now on the trigger is the pattern that a stage has learned."""
@@ -489,7 +504,7 @@ class Stages:
 
     def _view(
         self,
-        guide: Trained,
+        guide: Trained | Guide,
         listener: Listener,
         answers: Tensor | None,
         bases: Tensor | None = None,
@@ -544,14 +559,13 @@ class Stages:
         found = {"clean accuracy": rates["clean_accuracy"], "ASR": rates["asr"]}
         return {name: 100 * of["value"] for name, of in found.items() if of["total"]}
 
-    def _answers(self, teacher: Trained) -> Tensor:
+    def _answers(self, teacher: Trained | Guide) -> Tensor:
         """What a teacher says of the plain transfer set; asked once, for attack and students."""
         known = self._known_answers
-        if teacher.artefact.digest not in known:
+        if teacher.digest not in known:
             known.clear()
-            said = logits(teacher.model, self.data.train.images, self.compute)
-            known[teacher.artefact.digest] = said
-        return known[teacher.artefact.digest]
+            known[teacher.digest] = logits(teacher.model, self.data.train.images, self.compute)
+        return known[teacher.digest]
 
     def trained(self, artefact: Artefact) -> Trained:
         loaded = load_model(artefact.folder / "model.safetensors")

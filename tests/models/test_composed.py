@@ -12,7 +12,15 @@ from foreshot.distillation import Distiller, Term
 from foreshot.distillation.losses.simkd import SimKD
 from foreshot.errors import ForeshotError
 from foreshot.inference import logits
-from foreshot.models import Ensemble, EnsembleNetwork, ResNet, ReusedHead, Vit, build
+from foreshot.models import (
+    Ensemble,
+    EnsembleNetwork,
+    ResNet,
+    ReusedHead,
+    UnanimousNetwork,
+    Vit,
+    build,
+)
 from foreshot.models.base import Normalized
 from foreshot.models.checkpoint import load_model, save_model
 from foreshot.training import Samples, Supervised, Training, fit
@@ -28,6 +36,17 @@ def test_an_ensemble_answers_with_the_mean_of_the_probabilities(tiny: Tiny) -> N
     torch.testing.assert_close(F.softmax(model(x), 1), mean)
     same = EnsembleNetwork([tiny.teacher, tiny.teacher])
     torch.testing.assert_close(same(x).softmax(1), tiny.teacher(x).softmax(1))
+
+
+def test_the_unanimous_are_as_sure_as_all_of_them_together(tiny: Tiny) -> None:
+    """By the product of their probabilities: one of them that objects outweighs one that agrees."""
+    other = build(ARCHITECTURE, tiny.train.images, 4, 1, "teacher").eval()
+    x = tiny.test.images[:8] / 255
+    members = [tiny.teacher(x).softmax(1), other(x).softmax(1)]
+    wanted = (members[0] * members[1]).sqrt()
+    both = UnanimousNetwork([tiny.teacher, other])(x)
+    torch.testing.assert_close(both.softmax(1), wanted / wanted.sum(1, keepdim=True))
+    assert not torch.allclose(both.softmax(1), EnsembleNetwork([tiny.teacher, other])(x).softmax(1))
 
 
 def test_the_members_of_an_ensemble_learn_apart(tiny: Tiny) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foreshot.family import members
 from foreshot.models.base import Architecture, Normalized, channel_statistics
-from foreshot.models.ensemble import Ensemble, EnsembleNetwork
+from foreshot.models.ensemble import Ensemble, EnsembleNetwork, UnanimousNetwork
 from foreshot.models.from_timm import Timm
 from foreshot.models.from_torchvision import TorchVision
 from foreshot.models.from_transformers import Transformers
@@ -66,6 +66,7 @@ __all__ = [
     "Timm",
     "TorchVision",
     "Transformers",
+    "UnanimousNetwork",
     "Vgg",
     "Vit",
     "WideResNet",

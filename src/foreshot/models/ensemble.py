@@ -51,5 +51,16 @@ class EnsembleNetwork(nn.Module):
             self.add_module(f"member{number}", member)
 
     def forward(self, x: Tensor) -> Tensor:
-        said = torch.stack([member(x).float().log_softmax(1) for member in self.children()])
+        said = self.each(x)
         return said.logsumexp(0) - math.log(len(said))
+
+    def each(self, x: Tensor) -> Tensor:
+        """The logs of their probabilities, float32 (members, N, K)."""
+        return torch.stack([member(x).float().log_softmax(1) for member in self.children()])
+
+
+class UnanimousNetwork(EnsembleNetwork):
+    """As one that is sure of what all of them say: the mean of the logs of their probabilities."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.each(x).mean(0)
