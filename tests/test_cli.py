@@ -18,6 +18,7 @@ import foreshot.cli
 from conftest import DIGITS
 from foreshot.attacks import ATTACKS
 from foreshot.cli import main
+from foreshot.compute import compute
 from foreshot.config import Config, load_config, parse, presets
 from foreshot.data import DATASETS
 from foreshot.defences import DEFENCES
@@ -177,6 +178,18 @@ def test_a_users_error_is_one_sentence_and_exit_code_2(
     assert "Traceback" not in ended.err + ended.out
 
 
+def test_bfloat16_is_taken_where_it_is_not_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def emulated(including_emulation: bool = True) -> bool:
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
+    assert not compute("cuda").bfloat16
+    assert compute("cuda", "bfloat16").bfloat16
+
+
 def test_cuda_is_refused_where_there_is_none(foreshot_, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -214,13 +227,19 @@ def test_how_it_ends(
     assert capsys.readouterr().err == text
 
 
-def test_a_bug_is_no_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_shows_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fails(**_: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(foreshot.cli, "app", fails)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as end:
         main()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "in fails" in said
 
 
 COMMAND = [sys.executable, "-c", "from foreshot.cli import main; main()"]

@@ -1,5 +1,6 @@
 """The verdict of an audit: against formulas, and its false alarms by simulation."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +12,14 @@ from torch import Tensor
 from conftest import Tiny, stripes
 from foreshot.attacks import Pgd
 from foreshot.audit.data import audit
-from foreshot.audit.verdict import guessed, set_test
+from foreshot.audit.verdict import exponential_tails, set_test
 from foreshot.compute import CPU
 from foreshot.data import ImageSet
 from foreshot.defences import Combined, Scores, judge
 from foreshot.defences.conformal import benjamini_hochberg, p_values
 from foreshot.defences.screens import (
     LabelDisagreement,
+    Mahalanobis,
     NearDuplicate,
     TeacherConsistency,
 )
@@ -106,11 +108,11 @@ def test_a_little_poison_that_p_values_of_images_cannot_show_is_found() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.1, 30.0])
-def test_guessed_p_values_are_exponential_tails(scale: float) -> None:
+def test_without_clean_images_p_values_are_exponential_tails(scale: float) -> None:
     scores = -scale * torch.rand(20001, generator=torch.Generator().manual_seed(0)).double().log()
     expected = expon.sf(scores.numpy(), scale=scale)
-    np.testing.assert_allclose(guessed(scores), expected, atol=0.02)
-    assert guessed(torch.ones(10)).tolist() == [1] * 10
+    np.testing.assert_allclose(exponential_tails(scores), expected, atol=0.02)
+    assert exponential_tails(torch.ones(10)).tolist() == [1] * 10
 
 
 # A whole audit -----------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def test_without_clean_images_poison_is_a_guess_and_clean_sets_are_not_suspiciou
         assert not fresh.suspicious
         assert not fresh.left_out.any()
         assert fresh.target is None
-    p = torch.stack([guessed(scores.transfer) for scores in found.scores.values()])
+    p = torch.stack([exponential_tails(scores.transfer) for scores in found.scores.values()])
     assert torch.allclose(found.p, (p.amin(0) * len(p)).clamp(max=1))
 
 
@@ -178,6 +180,26 @@ def test_a_second_teacher_is_asked_and_bare_sets_have_no_labels_to_compare(tiny:
     assert list(found.scores) == ["consistency", "second_teacher", "frequency", "near_duplicate"]
     with pytest.raises(ForeshotError, match="label_disagreement: expected labels"):
         audit(bare[0], tiny.teacher, screens=[LabelDisagreement()])
+
+
+@pytest.mark.parametrize("bad", ["teacher", "second"])
+def test_networks_that_answer_with_nan_are_refused(tiny: Tiny, bad: str) -> None:
+    broken = deepcopy(tiny.teacher)
+    next(broken.parameters()).data.fill_(torch.nan)
+    networks = {"teacher": tiny.teacher, "second": tiny.teacher} | {bad: broken}
+    with pytest.raises(ForeshotError, match="expected finite logits"):
+        audit(tiny.test, networks["teacher"], clean=stripes(60, 3), second=networks["second"])
+
+
+def test_a_screen_that_is_there_twice_is_refused(tiny: Tiny) -> None:
+    twice = [TeacherConsistency(changes=(change,)) for change in ("jpeg", "blur")]
+    with pytest.raises(ForeshotError, match="each once, found consistency, consistency"):
+        audit(tiny.test, tiny.teacher, screens=twice)
+
+
+def test_too_few_clean_images_for_a_covariance_are_one_sentence(tiny: Tiny) -> None:
+    with pytest.raises(ForeshotError, match="screen mahalanobis: expected classes with several"):
+        audit(tiny.test, tiny.teacher, clean=stripes(4, 3), screens=[Mahalanobis()])
 
 
 def test_what_each_screen_costs_and_how_far_it_is(tiny: Tiny) -> None:

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,21 @@ def test_a_small_clean_set_is_warned_of(audit_, files: Files, tmp_path: Path) ->
     assert f"WARNING: with 600 clean images, poison of less than {smallest:.2%} of the set" in more
 
 
+def test_a_suspicious_set_that_cannot_be_cleaned_is_warned_of(
+    audit_, files: Files, tiny: Tiny, tmp_path: Path
+) -> None:
+    """Wrong labels in every second image tell; 15 clean images cannot tell which ones they are."""
+    assert tiny.train.labels is not None
+    labels = tiny.train.labels.clone()
+    labels[::2] = (labels[::2] + 1) % 4
+    save_images(tmp_path / "set.safetensors", replace(tiny.train, labels=labels))
+    few = put(stripes(30, 3), tmp_path / "few")
+    common = ("--teacher", files.teacher, "--labels", "--screens", "label_disagreement")
+    ended = audit_("set.safetensors", *common, "--clean", few)
+    assert ended.code == 1
+    assert "WARNING: no single image stands out enough to be left out" in one_line(ended.out)
+
+
 def test_labels_and_a_file_of_tensors(audit_, files: Files, tiny: Tiny, tmp_path: Path) -> None:
     view = AttackerView(tiny.train.images, tiny.teacher, tiny.trigger, tiny.target, 0, CPU)
     poison = Pgd(count=20, epsilon=30, steps=20, retries=1).craft(view)
@@ -318,10 +333,14 @@ def test_strange_files_are_named_and_skipped_or_refused(
         (("OK", "--screens", "strip"), "screen strip: expected "),
         (("OK", "--write-clean", "empty/.."), "empty/..: expected no folder or an empty one"),
         (("OK", "--write-clean", "OK/kept"), "OK/kept: expected a folder outside "),
+        (("OK", "--write-clean", "audits"), "audits: expected a folder apart from the report's, "),
         (("wide.safetensors",), "wide.safetensors: expected images of the teacher's shape (1, 12"),
         (("bare.safetensors", "--labels"), "bare.safetensors: expected labels, found none"),
         (("OK", "--architecture", "resnet"), "--architecture: found 'resnet'; expected one of "),
-        (("OK", "--architecture", "{"), "--architecture: expected YAML, found "),
+        (("OK", "--architecture", "{"), "--architecture: expected YAML: "),
+        (("OK", "--architecture", "2001-99-99"), "--architecture: expected YAML: "),
+        (("OK", "--architecture", "{name: [timm]}"), "--architecture: found ['timm']; expected "),
+        (("OK", "--architecture", "{name: timm, modle: a}"), "--architecture: modle: no such key"),
         (("OK", "--architecture", "timn"), "--architecture: found 'timn'; did you mean 'timm'?"),
         (("OK", "--second", "wide.safetensors"), "wide.safetensors: expected metadata foreshot-m"),
         (("OK", "--alarm", "0"), "Invalid value for '--alarm'"),
@@ -340,6 +359,17 @@ def test_a_users_error_is_one_sentence_and_exit_code_2(
     assert ended.err.startswith(f"foreshot: {sentence}")
     assert ended.err.count("\n") == 1
     assert not Path("audits").exists()
+
+
+def test_an_error_of_its_own_is_no_verdict(
+    audit_, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1 would be a suspicious set."""
+    monkeypatch.setattr(NearDuplicate, "suspicion", lambda *_: 1 / 0)
+    ended = audit_(files.ok, "--teacher", files.teacher, "--screens", "near_duplicate")
+    assert ended.code == 2
+    assert "Traceback" in ended.err
+    assert ended.err.splitlines()[-1].startswith("foreshot: an error of its own, which you could")
 
 
 def test_labels_of_no_class_of_the_teacher_are_skipped(
@@ -464,5 +494,5 @@ def test_a_second_teacher_of_other_classes_is_refused(files: Files, tiny: Tiny, 
     other = tmp_path / "other.safetensors"
     save_model(other, tiny.teacher, ARCHITECTURE, (1, SIDE, SIDE), tuple("abcd"))
     job = Job(files.ok, files.teacher, tmp_path / "out", second=other, device="cpu")
-    with pytest.raises(ForeshotError, match="expected the teacher's shape and classes"):
+    with pytest.raises(ForeshotError, match="as the teacher's, found .* 4 classes of other names"):
         job.run()

@@ -7,10 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from foreshot.audit.teacher import load_teacher
+from conftest import CLASSES, SIDE, Tiny
+from foreshot.audit.job import alike
+from foreshot.audit.teacher import Teacher, load_teacher
 from foreshot.compute import CPU
 from foreshot.errors import ForeshotError
 from foreshot.extras import imported
+from foreshot.models.checkpoint import network_digest
 
 
 def test_weights_of_timm_say_how_many_classes_there_are(
@@ -31,6 +34,38 @@ def test_weights_of_timm_say_how_many_classes_there_are(
         torch.testing.assert_close(teacher.model(x), expected)
     with pytest.raises(ForeshotError, match="expected weights of model timm that differ"):
         load_teacher(tmp_path / "weights.safetensors", "{name: timm, model: resnet18}", 32, CPU)
+
+
+def test_a_network_that_resizes_otherwise_is_another(
+    tmp_path: Path, keep_rng: None, offline: None
+) -> None:
+    imported("torchvision", "torchvision", "timm")
+    timm = imported("timm", "timm", "timm")
+    with torch.random.fork_rng():
+        network = timm.create_model("test_resnet", num_classes=7)
+    file = tmp_path / "weights.safetensors"
+    save_file(network.state_dict(), file)
+    about = "name: timm, model: test_resnet, mean: [0.5, 0.4, 0.3], std: [0.2, 0.3, 0.4]"
+    digests = [
+        network_digest(load_teacher(file, f"{{{about}, size: {size}}}", 32, CPU).model)
+        for size in (32, 48, 48)
+    ]
+    assert digests[0] != digests[1]
+    assert digests[1] == digests[2]
+
+
+def test_names_of_classes_come_from_whichever_network_has_them(tiny: Tiny) -> None:
+    """Weights of other packages have none."""
+    shape, file = (1, SIDE, SIDE), Path("other.safetensors")
+    bare, named = (Teacher(tiny.teacher, shape, names) for names in (tuple("0123"), CLASSES))
+    assert alike(file, named, bare).classes == alike(file, bare, named).classes == CLASSES
+    assert alike(file, bare, bare).classes == tuple("0123")
+    wider = Teacher(tiny.teacher, (1, 16, 16), CLASSES)
+    for other in (wider, Teacher(tiny.teacher, shape, tuple("012"))):
+        with pytest.raises(
+            ForeshotError, match=r"other.safetensors: expected \(1, 12, 12\) images"
+        ):
+            alike(file, other, named)
 
 
 def test_a_directory_of_transformers_brings_its_class_names(tmp_path: Path, offline: None) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foreshot.defences.base import Scores
 from foreshot.defences.combined import evidence
-from foreshot.defences.conformal import benjamini_hochberg, enriched, guessed, p_values
+from foreshot.defences.conformal import benjamini_hochberg, enriched, normal_tails, p_values
 from foreshot.defences.scoring import found
 from foreshot.poison import Poison
 
@@ -61,11 +61,16 @@ def test_evidence_is_the_harmonic_mean_of_p_values() -> None:
     np.testing.assert_allclose(3 / total[:40].numpy(), hmean(p, axis=0))
 
 
-def test_guessed_p_values_are_normal_tails() -> None:
+def test_without_clean_images_p_values_are_normal_tails() -> None:
     scores = 3 + 5 * normal(20000)
     np.testing.assert_allclose(
-        guessed(scores), norm.sf(scores.numpy(), scores.mean(), scores.std()), atol=0.02
+        normal_tails(scores), norm.sf(scores.numpy(), scores.mean(), scores.std()), atol=0.02
     )
+
+
+def test_where_most_scores_are_equal_nothing_can_be_said_of_the_others() -> None:
+    scores = torch.tensor([0.4] * 600 + [0.6] * 300 + [1.0] * 100, dtype=torch.float64)
+    assert not len(benjamini_hochberg(normal_tails(scores), 0.2))
 
 
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.3])

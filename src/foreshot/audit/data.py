@@ -9,14 +9,15 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from foreshot.audit.teacher import network_digest
-from foreshot.audit.verdict import guessed, set_test
+from foreshot.audit.verdict import exponential_tails, set_test
 from foreshot.compute import CPU, Compute
 from foreshot.data.base import ImageSet
-from foreshot.defences import Scores, Screen
+from foreshot.defences import SCREENING, Scores, Screen
 from foreshot.defences.combined import DEFAULT, combined
 from foreshot.defences.conformal import benjamini_hochberg, enriched, p_values
+from foreshot.errors import ForeshotError
 from foreshot.files import read_tensors, write_tensors
+from foreshot.models.checkpoint import network_digest
 from foreshot.progress import Event, Listener, silent
 from foreshot.store import Store, source_digest
 from foreshot.views import DefenderView
@@ -30,6 +31,7 @@ class Audit:
 
     Args:
         view: what was known.
+        screens: what was asked, by name.
         scores: of each screen.
         seconds: that each screen, and the teacher's answers, took when they were computed.
         said: the teacher's answers to the set, int64 (N,).
@@ -38,12 +40,15 @@ class Audit:
         p: p-values of the images, float64 (N,).
         alarm: at most this share of clean sets is called suspicious.
         drop: images of a suspicious set with p-values of this or less are left out of the clean
-            subset; so is, in expectation, at most this share of its clean images.
+            subset; so is, in expectation, at most this share of its clean images. Without clean
+            images to calibrate them it is of no effect: what is left out then is what Benjamini and
+            Hochberg's procedure flags at the level `alarm`.
         set_p: p-value of the set.
         smallest: the smallest share of poison that the clean images could reveal; None if none.
     """
 
     view: DefenderView
+    screens: Mapping[str, Screen]
     scores: Mapping[str, Scores]
     seconds: Mapping[str, float]
     said: Tensor
@@ -101,8 +106,8 @@ def audit(
     """Screens a transfer set with the teacher that will label it.
 
     The verdict is that of `verdict.set_test`, the images' p-values are those of the screen
-    `combined`. Without clean images both are guesses: the smallest tail (`verdict.guessed`) of any
-    screen, times their number, and Simes' test of these.
+    `combined`. Without clean images both are guesses: the smallest tail of any screen
+    (`verdict.exponential_tails`), times their number, and Simes' test of these.
 
     Args:
         transfer: the set; its labels are looked at if it has any, and so has the clean set.
@@ -115,11 +120,13 @@ def audit(
         drop: p-value up to which images of a suspicious set are left out of the clean subset.
         seed: of the screens' random numbers.
         compute: where the networks are.
-        store: where the scores of finished screens are kept and found; None keeps nothing.
+        store: where the scores of finished screens are kept and found; None keeps nothing. A
+            network of the user's own is told from others by what prints of it and by its state.
         listener: hears of the progress.
 
     Raises:
-        ForeshotError: a screen lacks what it needs.
+        ForeshotError: a screen lacks what it needs, or is there twice, or a network answers with
+            what is no number.
     """
     stage = [TEACHER]
     view = DefenderView(
@@ -152,10 +159,15 @@ def audit(
     answers = computed(TEACHER, None)
     chosen = screens or [screen for screen in DEFAULT if not screen.needs & view.pool.lacks]
     names = {screen.title: screen for screen in chosen}
+    if len(names) < len(chosen):
+        raise ForeshotError(
+            f"screens: expected each once, found {', '.join(screen.title for screen in chosen)}"
+        )
     scores = {name: Scores(**computed(name, screen)) for name, screen in names.items()}
     suspicion, p, set_p, smallest = _judged(list(scores.values()), alarm, seed)
     return Audit(
         view=view,
+        screens=names,
         scores=scores,
         seconds=seconds,
         said=answers["said"],
@@ -180,7 +192,7 @@ def _judged(
         scores = Scores(*combined(pools, clean).split([count, clean]))
         found = set_test(screens, alarm, seed)
         return scores.transfer, p_values(scores), found.p, found.smallest
-    least = torch.stack([guessed(pool) for pool in pools]).amin(0)
+    least = torch.stack([exponential_tails(pool) for pool in pools]).amin(0)
     p = (len(pools) * least).clamp(max=1)
     simes = p.sort().values * count / torch.arange(1, count + 1)
     return -least, p, float(simes.min()), None
@@ -197,10 +209,10 @@ def _inputs(view: DefenderView) -> dict[str, object]:
         "transfer": view.transfer.digest,
         "clean": None if view.clean is None else view.clean.digest,
         "teacher": network_digest(view.teacher),
-        "second": network_digest(view.second),
+        "second": None if view.second is None else network_digest(view.second),
         "seed": view.seed,
         "compute": view.compute.describe(),
-        "source": source_digest("audit/data.py", "defences", "inference.py", "transforms.py"),
+        "source": source_digest("audit/data.py", "attacks/folding.py", *SCREENING),
     }
 
 

@@ -57,13 +57,13 @@ class Job:
         """Reads, screens and writes; scores of finished screens are found in the store."""
         screens = [_screen(name) for name in self.screens]
         if self.write_clean is not None:
-            check_free(self.source, self.write_clean)
+            check_free(self.source, self.write_clean, self.out)
         engine = compute(self.device)
         teacher = load_teacher(self.teacher, self.architecture, self.size, engine)
         second = None
         if self.second is not None:
             second = load_teacher(self.second, None, self.size, engine)
-            _check_alike(self.second, second, teacher)
+            teacher = alike(self.second, second, teacher)
         wanted = Wanted(
             shape=teacher.shape,
             classes=teacher.classes,
@@ -132,7 +132,7 @@ class StudentJob:
         engine = compute(self.device)
         teacher = load_teacher(self.teacher, self.architecture, self.size, engine)
         student = load_teacher(self.student, self.student_architecture, self.size, engine)
-        _check_alike(self.student, student, teacher)
+        teacher = alike(self.student, student, teacher)
         wanted = Wanted(
             shape=teacher.shape,
             classes=teacher.classes,
@@ -157,9 +157,23 @@ class StudentJob:
         return report
 
 
-def _check_alike(path: Path, other: Teacher, teacher: Teacher) -> None:
-    if (other.shape, other.classes) != (teacher.shape, teacher.classes):
-        raise ForeshotError(f"{path}: expected the teacher's shape and classes, found others")
+def alike(path: Path, other: Teacher, teacher: Teacher) -> Teacher:
+    """The teacher, with the classes' names from whichever of two networks brings them along.
+
+    Args:
+        path: where the other comes from.
+        other: another network.
+        teacher: the teacher.
+
+    Raises:
+        ForeshotError: they take other images, or say other classes.
+    """
+    expected, found = (f"{n.shape} images and {len(n.classes)} classes" for n in (teacher, other))
+    if teacher.named and other.named and other.classes != teacher.classes:
+        found += " of other names"
+    if found != expected:
+        raise ForeshotError(f"{path}: expected {expected} as the teacher's, found {found}")
+    return teacher if teacher.named else replace(teacher, classes=other.classes)
 
 
 def _screen(name: str) -> Screen:

@@ -18,7 +18,15 @@ from foreshot.data.base import ImageSet
 from foreshot.data.tensor import read
 from foreshot.defences.screens import TeacherConsistency
 from foreshot.errors import ForeshotError, printable
-from foreshot.files import sync_folder, write_bytes, write_json, write_parquet, write_tensors
+from foreshot.files import (
+    PART,
+    sync_folder,
+    write_bytes,
+    write_json,
+    write_parquet,
+    write_tensors,
+)
+from foreshot.models.checkpoint import network_digest
 from foreshot.progress import silent
 from foreshot.record import environment
 from foreshot.report.page import data_uri, named, render
@@ -98,8 +106,14 @@ class Report:
             "inputs": {
                 "set": view.transfer.digest,
                 "clean": None if view.clean is None else view.clean.digest,
+                "teacher": network_digest(view.teacher),
+                "second": None if view.second is None else network_digest(view.second),
+            },
+            "screens": {
+                name: screen.model_dump(mode="json") for name, screen in audit.screens.items()
             },
             "seed": view.seed,
+            **view.compute.describe(),
             **environment(),
         }
 
@@ -130,6 +144,11 @@ class Report:
                 f"Suspected target: {named(self._class(audit.target))}, which the teacher "
                 f"says of {among:.0%} of the {int(left.sum()):,} most suspicious images and of "
                 f"{usual:.0%} of all."
+            )
+        elif audit.suspicious:
+            said.append(
+                "WARNING: no single image stands out enough to be left out (--drop). Do not distil "
+                "on the set; with more clean images, images can be told apart."
             )
         return said
 
@@ -231,8 +250,9 @@ class Report:
 
     def write_clean(self, source: Path, folder: Path) -> None:
         """Writes what is kept of the set, and `left-out.jsonl`; all of it or nothing."""
-        audit = self.audit
-        part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        audit, folder = self.audit, folder.resolve()
+        part = folder.with_name(f".{folder.name}{PART}")
+        shutil.rmtree(part, ignore_errors=True)  # of one that was killed
         try:
             part.mkdir(parents=True)
             kept = (~audit.left_out).nonzero()[:, 0]
@@ -251,15 +271,24 @@ class Report:
             out += [{"name": name, "reason": reason} for name, reason in self.found.skipped.items()]
             lines = "".join(json.dumps(row) + "\n" for row in out)
             write_bytes(part / "left-out.jsonl", lines.encode())
+            os.sync()  # once for all of the pictures
             part.replace(folder)
             sync_folder(folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def check_free(source: Path, folder: Path) -> None:
-    """Refuses a folder for the kept subset that is not empty, or lies in the set."""
+def check_free(source: Path, folder: Path, out: Path) -> None:
+    """Refuses a folder for the kept subset that is not empty, or will not be.
+
+    Args:
+        source: the set, in which it must not lie.
+        folder: what is asked for.
+        out: where the report is written, which must not lie in it.
+    """
     if folder.resolve().is_relative_to(source.resolve()):
         raise ForeshotError(f"{folder}: expected a folder outside {source}, found one in it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ForeshotError(f"{folder}: expected no folder or an empty one, found other files")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise ForeshotError(f"{folder}: expected a folder apart from the report's, found {out}")

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from foreshot.audit.inversion import WANTED, Changes, faint, invert, success
-from foreshot.audit.teacher import network_digest
 from foreshot.compute import CPU, Compute
 from foreshot.data.base import ImageSet
 from foreshot.errors import ForeshotError
 from foreshot.files import read_tensors, tensor_bytes, write_tensors
 from foreshot.inference import evaluating, logits
+from foreshot.models.checkpoint import network_digest
 from foreshot.progress import Event, Listener, silent
 from foreshot.seeding import generator
 from foreshot.store import Store, source_digest
@@ -286,7 +286,7 @@ class _Search:
 
         inputs = {
             "turned": network_digest(turned),
-            "kept": network_digest(kept),
+            "kept": None if kept is None else network_digest(kept),
             "clean": self.clean.digest,
             "classes": start.classes.tolist(),
             "said": sha256(tensor_bytes(self.said)).hexdigest(),

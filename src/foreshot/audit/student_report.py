@@ -12,6 +12,7 @@ from torch import Tensor
 from foreshot.audit.student import FITTED, PARTS, StudentAudit
 from foreshot.files import write_bytes, write_json, write_tensors
 from foreshot.levels import to_float, to_uint8
+from foreshot.models.checkpoint import network_digest
 from foreshot.record import environment
 from foreshot.report.page import data_uri, named, render
 from foreshot.tables import console
@@ -78,7 +79,11 @@ class StudentReport:
             "seconds": audit.seconds,
             "seconds_per_class": self._cost(),
             "skipped": self.skipped,
-            "inputs": {"clean": audit.clean.digest},
+            "inputs": {
+                "student": network_digest(audit.student),
+                "teacher": network_digest(audit.teacher),
+                "clean": audit.clean.digest,
+            },
             "seed": audit.seed,
             **audit.compute.describe(),
             **environment(),

@@ -5,20 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from pydantic import ValidationError
 from torch import nn
 
 from foreshot.attacks.folding import fold
 from foreshot.compute import Compute
-from foreshot.errors import ForeshotError, brief, nearest
+from foreshot.config import read_yaml, sentence
+from foreshot.errors import ForeshotError, nearest
 from foreshot.files import read_tensors
 from foreshot.inference import place
 from foreshot.models import ARCHITECTURES, Normalized, Transformers
-from foreshot.models.checkpoint import load_model, state_digest
+from foreshot.models.checkpoint import load_model
 from foreshot.models.foreign import Foreign
 from foreshot.seeding import drawing
-from foreshot.store import content_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +27,17 @@ class Teacher:
     Args:
         model: float (n, C, H, W) in [0, 1] -> logits (n, K), in eval mode.
         shape: (C, H, W) of the images that it takes.
-        classes: class names, one a logit.
+        classes: class names, one a logit; numbers, if its file does not name them.
     """
 
     model: nn.Module
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
+
+    @property
+    def named(self) -> bool:
+        """Whether its file names the classes."""
+        return self.classes != tuple(map(str, range(len(self.classes))))
 
 
 def load_teacher(path: Path, architecture: str | None, size: int, compute: Compute) -> Teacher:
@@ -64,11 +68,6 @@ def load_teacher(path: Path, architecture: str | None, size: int, compute: Compu
     return _ready(Normalized(built, mean, std), (3, size, size), classes, compute)
 
 
-def network_digest(network: nn.Module | None) -> str | None:
-    """What tells a network from others: weights alone do not tell how it uses them."""
-    return network and content_hash([repr(network), state_digest(network)])
-
-
 def _ready(
     model: nn.Module, shape: tuple[int, int, int], classes: tuple[str, ...], compute: Compute
 ) -> Teacher:
@@ -77,20 +76,16 @@ def _ready(
 
 
 def _parsed(architecture: str, path: Path) -> Foreign:
+    fields = read_yaml(architecture, "--architecture")
+    fields = fields if isinstance(fields, dict) else {"name": fields}
+    kinds = {key: kind for key, kind in ARCHITECTURES.items() if issubclass(kind, Foreign)}
+    name = fields.get("name")
+    if not isinstance(name, str) or name not in kinds:
+        raise ForeshotError(f"--architecture: found {name!r}; {nearest(name, kinds)}")
     try:
-        fields = yaml.safe_load(architecture)
-        fields = fields if isinstance(fields, dict) else {"name": fields}
-        kinds = {key: kind for key, kind in ARCHITECTURES.items() if issubclass(kind, Foreign)}
-        if fields.get("name") not in kinds:
-            hint = nearest(fields.get("name"), kinds)
-            raise ForeshotError(f"--architecture: found {fields.get('name')!r}; {hint}")
-        return kinds[fields["name"]].model_validate({**fields, "weights": str(path)})
-    except yaml.YAMLError as error:
-        raise ForeshotError(f"--architecture: expected YAML, found {brief(error)}") from error
+        return kinds[name].model_validate({**fields, "weights": str(path)})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ForeshotError(f"--architecture: {key}: {first['msg']}") from error
+        raise ForeshotError(f"--architecture: {sentence(error, kinds[name])}") from None
 
 
 def _classes(network: Foreign, file: Path, shape: tuple[int, int, int]) -> tuple[str, ...]:

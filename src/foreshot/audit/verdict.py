@@ -81,7 +81,7 @@ def set_test(screens: list[Scores], alarm: float, seed: int) -> SetTest:
     )
 
 
-def guessed(scores: Tensor) -> Tensor:
+def exponential_tails(scores: Tensor) -> Tensor:
     """Exponential tails of scores (N,), by their own median and upper quartile.
 
     Not calibrated. Tails of clean scores are often heavier than normal ones, with which every

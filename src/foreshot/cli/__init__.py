@@ -2,13 +2,14 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from foreshot.cli import audits, runs, shown, sweeps
-from foreshot.errors import ForeshotError
+from foreshot.errors import ForeshotError, brief
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +43,10 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Entry point: a user's error is one sentence and exit code 2; Ctrl-C is 130."""
+    """Entry point: a user's error is one sentence and exit code 2; Ctrl-C is 130.
+
+    An error of foreshot's own has a traceback, and code 2 as well: 1 is what a suspicious set says.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - rank 0 speaks for all
     try:
@@ -58,6 +62,9 @@ def main() -> None:
         _fail(f"{error.filename or 'a file'}: {(error.strerror or str(error)).lower()}")
     except typer.TyperException as error:
         _fail(error.format_message())
+    except Exception as error:
+        traceback.print_exc()
+        _fail(f"an error of its own, which you could report: {brief(error)}")
     if code == INTERRUPTED:
         print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
     sys.exit(code)

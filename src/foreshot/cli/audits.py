@@ -82,7 +82,7 @@ def audit_data(
         alarm=alarm,
         drop=drop,
         broken=broken,
-        out=out or Path("audits") / source.resolve().stem,
+        out=out or Path("audits") / (source.resolve().name if source.is_dir() else source.stem),
         write_clean=write_clean,
         seed=seed,
         device=device,

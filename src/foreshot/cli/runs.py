@@ -175,8 +175,12 @@ def evaluate(
         files = [f for f in files if f.exists()] + sorted(folder.glob("controls/*.safetensors"))
     if not files:
         raise ForeshotError("evaluate: expected a run folder or --model FILE, found neither")
+    pattern = None
+    if inside and (folder / PATTERN).exists():
+        # What was learned is the trigger as long as no other one is asked for.
+        own = load_config(folder / "config.yaml").trigger
+        pattern = folder / PATTERN if config.trigger == own else None
     with listening() as listener:
-        pattern = folder / PATTERN if (folder / PATTERN).exists() else None
         rates = evaluate_files(config, files, pattern=pattern, device=device, listener=listener)
     print_rates(rates, config.split)
 

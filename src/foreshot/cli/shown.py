@@ -61,4 +61,4 @@ def show(
     from foreshot.config import Config, dump, load_config
 
     config = load_config(preset, settings or ())
-    print(json.dumps(Config.model_json_schema(), indent=1) if schema else dump(config), end="\n")
+    print(json.dumps(Config.model_json_schema(), indent=1) if schema else dump(config).rstrip())

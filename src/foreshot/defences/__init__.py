@@ -22,9 +22,15 @@ AnyDefence = Annotated[
     Single | Combined | EveryDistilling | EveryRepair | EveryMonitor, Field(discriminator="name")
 ]
 DEFENCES = members(Defence, AnyDefence)
+SCREENING = (
+    *("defences", "transforms.py", "views.py", "inference.py"),
+    *("levels.py", "models", "taps.py", "seeding.py"),
+)
+"""Sources that screens run."""
 
 __all__ = [
     "DEFENCES",
+    "SCREENING",
     "SCREENS",
     "AnyDefence",
     "AnyScreen",

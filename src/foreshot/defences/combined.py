@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from foreshot.defences.base import Scores, Screen
-from foreshot.defences.conformal import guessed, p_values
+from foreshot.defences.conformal import normal_tails, p_values
 from foreshot.defences.pool import Need, Pool
 from foreshot.defences.screens import (
     AnySingle,
@@ -70,7 +70,7 @@ def combined(scores: Sequence[Tensor], clean: int) -> Tensor:
 def evidence(scores: Tensor, clean: int) -> Tensor:
     """1 / p of the images of a pool, float64 (N,), of which the last `clean` are clean."""
     if not clean:
-        return 1 / guessed(scores).clamp(min=1e-300)
+        return 1 / normal_tails(scores).clamp(min=1e-300)
     p = p_values(Scores(scores, scores[-clean:]))
     p[-clean:] -= 1 / (1 + clean)  # a clean image is among the clean ones already
     return 1 / p

@@ -68,7 +68,7 @@ def judge(
 
     Args:
         screen: whose scores decide.
-        view: what the defender knows. Without a clean set the p-values are those of `guessed`.
+        view: what the defender knows. Without a clean set the p-values are those of `normal_tails`.
         level: false discovery rate.
         remove: if given, this share of the transfer set is flagged, whatever its p-values.
     """
@@ -86,7 +86,7 @@ def judge(
 
 def best_p(scores: Scores) -> Tensor:
     """P-values of the transfer set, float64 (N,): by the clean images if there are any."""
-    return p_values(scores) if len(scores.clean) else guessed(scores.transfer)
+    return p_values(scores) if len(scores.clean) else normal_tails(scores.transfer)
 
 
 def p_values(scores: Scores) -> Tensor:
@@ -96,14 +96,15 @@ def p_values(scores: Scores) -> Tensor:
     return (1 + higher).double() / (1 + len(clean))
 
 
-def guessed(scores: Tensor) -> Tensor:
+def normal_tails(scores: Tensor) -> Tensor:
     """Normal tails of scores (N,), by their own median and median absolute deviation.
 
-    Not calibrated: right only if clean scores are normal and most images are clean.
+    Not calibrated: right only if clean scores are normal and most images are clean. Where more than
+    a half are equal there is no spread to go by, and nothing stands out.
     """
     centred = scores - scores.median()
     spread = 1.4826 * centred.abs().median()
-    return torch.special.ndtr(-centred / spread.clamp(min=1e-12))
+    return torch.special.ndtr(-centred / spread) if spread > 0 else torch.ones_like(scores)
 
 
 def benjamini_hochberg(p: Tensor, level: float) -> Tensor:

@@ -140,7 +140,7 @@ class Pool:
     def asked(self, network: nn.Module, change: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
         """What a network says of the images, changed; float32 logits (N, K)."""
         with evaluating(network):
-            return self.mapped(lambda x: network(change(x)).float())
+            return finite(self.mapped(lambda x: network(change(x)).float()))
 
 
 @torch.no_grad()
@@ -153,7 +153,8 @@ def read(network: nn.Module, batches: Iterator[Tensor], compute: Compute) -> Rea
         compute: where to run.
 
     Raises:
-        ForeshotError: the network has no linear layer, or did not run it once a batch.
+        ForeshotError: the network has no linear layer, did not run it once a batch, or answers with
+            what is no number.
     """
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
@@ -178,7 +179,14 @@ def read(network: nn.Module, batches: Iterator[Tensor], compute: Compute) -> Rea
             f"screens: expected the last linear layer to run once for each image, "
             f"found {len(joined.features)} inputs for {len(joined.logits)} images"
         )
-    return joined
+    return Reading(joined.features, finite(joined.logits))
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Logits as they are; nothing can be concluded from infinite ones, or from none at all."""
+    if not logits.isfinite().all():
+        raise ForeshotError("screens: expected finite logits of each network, found others")
+    return logits
 
 
 T = TypeVar("T")

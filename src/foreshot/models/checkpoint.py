@@ -94,6 +94,13 @@ def state_digest(module: nn.Module) -> str:
     return tensors_digest(_state(module))
 
 
+def network_digest(network: nn.Module) -> str:
+    """What tells a network from others: weights alone do not tell how it uses them."""
+    # Networks of other packages resize what they are given in a hook, which does not print.
+    hooks = [repr(h) for m in network.modules() for h in m._forward_pre_hooks.values()]
+    return sha256(f"{network}\x1f{hooks}\x1f{state_digest(network)}".encode()).hexdigest()
+
+
 def _digest(header: Header, model: Normalized) -> str:
     """SHA-256 over everything in the file but this digest."""
     text = header.model_dump_json(exclude={"digest"})

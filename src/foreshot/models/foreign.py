@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Set
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
@@ -118,7 +118,7 @@ class Foreign(Architecture):
         for module in network.modules():
             # A model is loaded into a network without values: each buffer has to be in its file.
             module._non_persistent_buffers_set.clear()
-        network.register_forward_pre_hook(partial(_enter, channels, size))
+        network.register_forward_pre_hook(Entrance(channels, size))
         network.register_forward_hook(_leave)
         if not is_blank():
             self._try(network.eval(), shape, classes)
@@ -184,15 +184,19 @@ def check_shape(
         raise ForeshotError(f"{path}: expected {name} {tuple(expected)}, found {tuple(found)}")
 
 
-def _enter(
-    channels: int, size: int | tuple[int, int] | None, _module: nn.Module, inputs: tuple[Tensor]
-) -> tuple[Tensor]:
-    """Images as the network takes them."""
-    (x,) = inputs
-    sides = (size, size) if isinstance(size, int) else size
-    if sides is not None and x.shape[2:] != sides:
-        x = F.interpolate(x, sides, mode="bilinear", antialias=True)
-    return (x if x.shape[1] == channels else x.expand(-1, channels, -1, -1),)
+@dataclass(frozen=True)
+class Entrance:
+    """Makes images what a network takes; what prints of it tells it from others."""
+
+    channels: int
+    size: int | tuple[int, int] | None
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        (x,), size = inputs, self.size
+        sides = (size, size) if isinstance(size, int) else size
+        if sides is not None and x.shape[2:] != sides:
+            x = F.interpolate(x, sides, mode="bilinear", antialias=True)
+        return (x if x.shape[1] == self.channels else x.expand(-1, self.channels, -1, -1),)
 
 
 def _leave(_module: nn.Module, _inputs: Any, output: Any) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from foreshot.defences.base import Screen
 from foreshot.defences.pool import Need, Pool
 from foreshot.defences.screens.halves import halves
+from foreshot.defences.screens.whitening import whitening
 
 
 class Scan(Screen):
@@ -27,13 +28,8 @@ class Scan(Screen):
     needs: ClassVar[frozenset[Need]] = frozenset({"clean", "student"})
 
     def suspicion(self, pool: Pool) -> Tensor:
-        from sklearn.covariance import LedoitWolf  # takes a second to import
-
-        known, answers = pool.student_on_reference.features.double(), pool.teacher_on_reference.said
-        means = {int(c): known[answers == c].mean(0) for c in answers.unique()}
-        left = known - torch.stack([means[c] for c in answers.tolist()])
-        fitted = LedoitWolf(assume_centered=True).fit(left.numpy())
-        root = torch.linalg.cholesky(torch.from_numpy(fitted.precision_))
+        known = pool.student_on_reference.features.double()
+        means, root = whitening(known, pool.teacher_on_reference.said, self.title)
         features = pool.student.features.double() @ root
         ratios, groups, belongs = [], [], torch.zeros(len(pool), dtype=torch.float64)
         for c in pool.teacher.said.unique().tolist():
