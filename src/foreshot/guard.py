@@ -11,24 +11,33 @@ from typing import Any
 
 from foreshot.compression.base import trainable
 from foreshot.data import ImageSet
-from foreshot.defences import Distilling, Monitor, OwnTeacher, Repair, Screen, Verdict, judge
+from foreshot.defences import (
+    SCREENING,
+    Defence,
+    Distilling,
+    Monitor,
+    OwnTeacher,
+    Repair,
+    Screen,
+    Verdict,
+    judge,
+)
 from foreshot.defences.scoring import watched
 from foreshot.errors import ForeshotError
 from foreshot.files import write_json
 from foreshot.lesson import Lesson
 from foreshot.models.checkpoint import save_model
 from foreshot.progress import Event
+from foreshot.seeding import derived
 from foreshot.stages import TRAINING, Crafted, Stages, Trained
 from foreshot.store import Artefact, content_hash, source_digest
 from foreshot.views import DefenderView
 
-SCREENING = (
-    *("guard.py", "defences", "transforms.py", "views.py", "poison.py"),
-    *("inference.py", "levels.py", "models", "taps.py", "seeding.py"),
-)
-"""Sources that screens run."""
+SECOND = "second_teacher"
+GUARDING = (*SCREENING, "guard.py", "poison.py")
+"""Sources that screens and monitors of an experiment run."""
 DEFENDING = (
-    *(*TRAINING, *SCREENING, "distillation", "lesson.py", "compression/base.py"),
+    *(*TRAINING, *GUARDING, "distillation", "lesson.py", "compression/base.py"),
     *("audit/inversion.py", "audit/student.py", "attacks/folding.py"),
 )
 """Sources that other defences run."""
@@ -176,7 +185,7 @@ class Guard:
             write_json(folder / "watch.json", watched(monitor, view, test, trigger, target))
 
         inputs = stages.inputs(
-            (*SCREENING, "metrics.py", "triggers"),
+            (*GUARDING, "metrics.py", "triggers"),
             test=stages.digests["test"],
             **stages.stamped(),
             **self._known(teacher, poison, student),
@@ -186,14 +195,12 @@ class Guard:
     def screen(self, teacher: Trained, poison: Crafted, label: str = "student") -> Screened:
         """What a screen concludes of the transfer set with the poison in it; see `student`."""
         stages, defender, title = self.stages, self.config.defender, _title("screen", label)
-        screen, undefended, teachers = self.config.defence, None, {}
+        screen, undefended = self.config.defence, None
         assert isinstance(screen, Screen)
         if "student" in screen.uses:
             undefended = stages.student(teacher, poison, f"student for the {title}")
-        if "second" in screen.uses:
-            second = stages.taught(self.config.teacher, "second teacher", stages.parts.taught)
-            teachers["second_teacher"] = second
-        second = teachers.get("second_teacher")
+        teachers = self._second(screen)
+        second = teachers.get(SECOND)
 
         def work(folder: Path) -> None:
             stages.listener(Event(title, "start"))
@@ -218,7 +225,7 @@ class Guard:
             write_json(folder / "screen.json", about)
             stages.listener(Event(title, "end"))
 
-        inputs = stages.inputs(SCREENING, **self._known(teacher, poison, undefended, second))
+        inputs = stages.inputs(GUARDING, **self._known(teacher, poison, undefended, second))
         artefact = stages.store.stage("screen", inputs, work, title)
         verdict = Verdict.load(artefact.folder / "screen.safetensors")
         return Screened(artefact, verdict, undefended, teachers)
@@ -226,7 +233,8 @@ class Guard:
     def _taught_otherwise(
         self, defence: Distilling, teacher: Trained, poison: Crafted, label: str
     ) -> Guarded:
-        stages, teachers = self.stages, {}
+        stages, teachers = self.stages, self._second(defence)
+        second = teachers.get(SECOND)
         if isinstance(defence, OwnTeacher):
             teachers["own_teacher"] = teacher = stages.taught(
                 self.config.teacher,
@@ -236,8 +244,9 @@ class Guard:
                 defence=defence.model_dump(mode="json"),
                 defending=source_digest(*DEFENDING),
             )
-        known = self._known(teacher, poison) | {"defending": source_digest(*DEFENDING)}
-        see = partial(self._view, _title("lesson", label), teacher, poison)
+        known = self._known(teacher, poison, second=second)
+        known["defending"] = source_digest(*DEFENDING)
+        see = partial(self._view, _title("lesson", label), teacher, poison, second=second)
         change = Changed(defence, see, {"change": known})
         return Guarded(stages.student(teacher, poison, label, change), teachers=teachers)
 
@@ -255,6 +264,13 @@ class Guard:
         inputs = stages.inputs(DEFENDING, **self._known(teacher, poison, student))
         mended = stages.trained(stages.store.stage("repair", inputs, work, title))
         return Guarded(mended, student, mended=True, seconds=mended.artefact.seconds)
+
+    def _second(self, defence: Defence) -> dict[str, Trained]:
+        """A second teacher, if the defence asks one, by the name of its seconds."""
+        if "second" not in defence.uses:
+            return {}
+        data = self.stages.parts.taught
+        return {SECOND: self.stages.taught(self.config.teacher, "second teacher", data)}
 
     def _view(
         self,
@@ -275,7 +291,8 @@ class Guard:
             teacher=teacher.model,
             student=student and student.model,
             clean=clean and seen(clean),
-            seed=self.config.seed,
+            # From the experiment's seed follows which images the attacker takes.
+            seed=derived(self.config.seed, "defender"),
             compute=stages.compute,
             listener=lambda event: stages.listener(replace(event, stage=label)),
             second=second and second.model,

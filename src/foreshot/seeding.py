@@ -16,9 +16,14 @@ def generator(seed: int, *keys: Key) -> torch.Generator:
         seed: the experiment's seed.
         keys: what the randomness is for, such as a stage, an epoch or a sample index.
     """
+    return torch.Generator().manual_seed(derived(seed, *keys))
+
+
+def derived(seed: int, *keys: Key) -> int:
+    """A seed for somebody who must not know that of the experiment, signed, of 64 bits."""
     text = "\x1f".join(f"{type(key).__name__}:{key}" for key in (seed, *keys))
     digest = blake2b(text.encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+    return int.from_bytes(digest, "little", signed=True)
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class DefenderView:
         teacher: the trusted teacher.
         student: the student, once there is one.
         clean: a small set that the defender trusts.
-        seed: seed of the experiment.
+        seed: the defender's own; which images the attacker takes does not follow from it.
         compute: device and precision.
         listener: hears of the progress.
         second: another trusted teacher, trained apart from the first, if there is one.

@@ -15,12 +15,14 @@ from torch import Tensor
 from conftest import stripes
 from foreshot import guard, stages
 from foreshot.defences import Verdict, judge
+from foreshot.defences.distilling import ConsistencyWeighting
 from foreshot.defences.pool import Pool
 from foreshot.defences.scoring import quality
 from foreshot.defences.screens import NearDuplicate, SpectralSignature
 from foreshot.errors import ForeshotError
 from foreshot.experiment import run
 from foreshot.files import file_digest, read_json
+from foreshot.lesson import Lesson
 from foreshot.metrics import evaluate
 from foreshot.models.checkpoint import load_model, state_digest
 from foreshot.poison import Poison
@@ -213,6 +215,7 @@ def test_the_defender_sees_no_secret_and_has_a_second_teacher_where_it_helps(
     assert view.teacher is not view.second
     assert view.student is None
     assert view.clean is not None
+    assert view.seed != config(data).seed  # the attacker's choice of images follows from that
     assert (len(view.transfer), len(view.clean)) == (TRANSFER, CLEAN)
     assert view.transfer.labels is None
     assert view.clean.labels is None
@@ -228,6 +231,23 @@ def test_the_defender_sees_no_secret_and_has_a_second_teacher_where_it_helps(
     go(labelled, home, tmp_path / "labelled", until="student")
     assert looked[1].transfer.labels is not None
     assert looked[1].second is None
+
+
+def test_doubts_about_a_lesson_are_the_second_teachers_too(
+    data: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views: list[DefenderView] = []
+
+    def change(_: Any, lesson: Lesson, view: DefenderView) -> Lesson:
+        views.append(view)
+        return lesson
+
+    monkeypatch.setattr(ConsistencyWeighting, "change", change)
+    for screen, asked in (("consistency", False), ("second_teacher", True)):
+        defence = f"defence={{name: consistency_weighting, screens: [{{name: {screen}}}]}}"
+        done = go(config(data, defence), tmp_path / "home", tmp_path / screen, until="student")
+        assert ("second teacher" in done.started()) == asked
+        assert (views[-1].second is not None) == asked
 
 
 def test_the_attackers_surrogate_does_not_see_the_clean_images(

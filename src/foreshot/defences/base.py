@@ -41,16 +41,16 @@ class Defence(Member):
     needs: ClassVar[frozenset[Need]] = frozenset()
     """What it needs beside the transfer set and the teacher."""
 
+    @property
+    def uses(self) -> frozenset[Need]:
+        """What it looks at if it is there: what it needs, and perhaps more."""
+        return self.needs
+
 
 class Screen(Defence):
     """A screen scores a pool of images; which of them the defender trusts it does not know."""
 
     kind = "screen"
-
-    @property
-    def uses(self) -> frozenset[Need]:
-        """What it looks at if it is there: what it needs, and perhaps more."""
-        return self.needs
 
     @abstractmethod
     def suspicion(self, pool: Pool) -> Tensor:

@@ -8,6 +8,7 @@ from pydantic import Field
 from foreshot.defences.combined import DEFAULT, Combined
 from foreshot.defences.conformal import adjusted, best_p
 from foreshot.defences.distilling.base import Distilling
+from foreshot.defences.pool import Need
 from foreshot.defences.screens import AnySingle
 from foreshot.lesson import Lesson
 from foreshot.views import DefenderView
@@ -34,7 +35,15 @@ class ConsistencyWeighting(Distilling):
     doubt: float = Field(default=0.5, gt=0, le=1)
     sharpness: float = Field(default=4, gt=0, le=100)
 
+    @property
+    def uses(self) -> frozenset[Need]:
+        return self._screen.uses
+
+    @property
+    def _screen(self) -> Combined:
+        return Combined(screens=self.screens)
+
     def change(self, lesson: Lesson, view: DefenderView) -> Lesson:
-        scores = Combined(screens=self.screens).score(view)
+        scores = self._screen.score(view)
         known = (adjusted(best_p(scores)) / self.doubt).clamp(max=1)
         return replace(lesson, weights=known**self.sharpness)
