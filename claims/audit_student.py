@@ -30,7 +30,6 @@ from measure import kept
 from sklearn.metrics import roc_auc_score
 
 from foreshot.attacks import Clean
-from foreshot.attacks.folding import fold
 from foreshot.audit.student import audit_student
 from foreshot.audit.teacher import load_teacher
 from foreshot.compute import Compute, compute
@@ -38,17 +37,21 @@ from foreshot.config import load_config
 from foreshot.data import ImageSet
 from foreshot.errors import ForeshotError
 from foreshot.files import read_json, write_json
-from foreshot.models.checkpoint import load_model
 from foreshot.progress import plain
 from foreshot.record import environment
 from foreshot.seeding import generator
-from foreshot.stages import Stages, Trained
+from foreshot.stages import Stages
 from foreshot.store import DONE, Artefact, Store, content_hash, home, source_digest
 
 OUT = Path(__file__).parent / "audit" / "student.json"
 PRESET = "signs"
 DEVELOPMENT = 0
 """The seed whose students the audit was developed on."""
+SOURCE = (
+    *("audit/student.py", "audit/inversion.py", "audit/teacher.py", "attacks/folding.py"),
+    *("compute.py", "inference.py", "levels.py", "models", "seeding.py"),
+)
+"""What the numbers depend on: a row of another source is measured anew."""
 IMAGES = 500
 BACKDOOR, NONE = 0.5, 0.05
 """ASR from which on a student has a backdoor, and up to which poison has come to nothing."""
@@ -120,7 +123,7 @@ def distilled(seed: int, number: int, teacher: Path, store: Store, engine: Compu
     stages = Stages(config, store, engine, home() / "data", plain)
     done = read_json(teacher.parent / DONE)
     artefact = Artefact(teacher.parent, done["digests"], done["seconds"])
-    tutor = Trained(artefact, load_model(teacher))
+    tutor = stages.trained(artefact)
     student = stages.student(tutor, stages.poison(tutor, Clean()), f"clean {number} of {seed}")
     nothing = dict.fromkeys(("trigger", "epsilon", "target", "asr", "clean_accuracy"))
     about = {"seed": seed, "attack": "clean", "rate": 0, "augment": "none", "again": number}
@@ -148,9 +151,9 @@ def trusted(test: ImageSet) -> ImageSet:
 
 def row_of(subject: Subject, clean: ImageSet, engine: Compute, store: Store) -> dict[str, Any]:
     """What the audit says of a student, beside what is known of it."""
-    student = load_model(subject.file).model
-    fold(student)
-    teacher = load_teacher(subject.teacher, None, 0, engine).model
+    student, teacher = (
+        load_teacher(file, None, 0, engine).model for file in (subject.file, subject.teacher)
+    )
     found = audit_student(student, teacher, clean, compute=engine, store=store)
     target = subject.about["target"]
     return {
@@ -214,7 +217,7 @@ def main() -> None:
             "preset": PRESET,
             "images": IMAGES,
             "clean_images": clean.digest,
-            "code": source_digest("audit/student.py", "audit/inversion.py", "inference.py"),
+            "code": source_digest(*SOURCE),
             **engine.describe(),
             **{key: circumstances[key] for key in ("versions", "host")},
         }

@@ -11,8 +11,9 @@ Columns named `adaptive` are attackers who know the defence: they craft through 
 it makes, or against several teachers.
 
 One JSON a preset, in claims/defences/, written after every cell; teachers, poison and undefended
-students are shared through the store. Run the same command again to go on: what is in the file is
-not run again, unless the source, the machine or the cell has changed. A cell that fails stays in
+students are shared through the store. Run the same command again to go on: a cell that is in the
+file is not run again, unless the source, the machine or the cell itself has changed. Cells that are
+not asked for stay as they are, and each says with what it was measured. A cell that fails stays in
 the file.
 """
 
@@ -23,8 +24,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 from typing import Any
-
-from measure import kept
 
 from foreshot.compute import Compute, compute
 from foreshot.config import Config, load_config
@@ -158,34 +157,38 @@ def fill(preset: str, attacks: list[str], rows: list[str], seeds: list[int], dev
     """Measures what the preset's file lacks; writes it after each cell."""
     engine, circumstances = compute(device), environment()  # pyright: ignore[reportArgumentType]
     same = {
-        "schema": 1,
-        "preset": preset,
         "code": source_digest(*SOURCE),
         **engine.describe(),
         **{key: circumstances[key] for key in ("versions", "host")},
     }
     store, out = Store.open(plain), FOLDER / f"{preset}.json"
-    done = {(run["attack"], run["defence"], run["seed"]): run for run in kept(out, same)}
-    about = same | {
-        "command": f"python claims/defences.py {preset}",
-        "source": circumstances["source"],
-    }
+    before = read_json(out) if out.exists() else {"measured": {}, "runs": []}
+    done = {(run["attack"], run["defence"], run["seed"]): run for run in before["runs"]}
+    now = same | {"source": circumstances["source"], "date": datetime.now(UTC).date().isoformat()}
+    key = content_hash(now)[:8]
+    measured: dict[str, dict[str, Any]] = before["measured"] | {key: now}
     left: dict[tuple[str, str, int], tuple[Config, str]] = {}
     for cell in ((a, d, s) for s in seeds for a in attacks for d in rows):
         config = config_of(preset, *cell)
         digest = content_hash(config.model_dump(mode="json", exclude_unset=True))
-        if done.get(cell, {}).get("config") != digest:
+        run = done.get(cell)
+        if (
+            run is None
+            or run["config"] != digest
+            or not same.items() <= measured[run["measured"]].items()
+        ):
             left[cell] = config, digest
-    print(cost(list(left), read_json(out)["runs"] if out.exists() else []), flush=True)
+    print(cost(list(left), before["runs"]), flush=True)
     for number, ((attack, defence, seed), (config, digest)) in enumerate(left.items(), 1):
         settings = settings_of(preset, attack, defence, seed)
-        keys = [part for key in settings for part in ("--set", key)]
+        keys = [part for setting in settings for part in ("--set", setting)]
         run = {
             "attack": attack,
             "defence": defence,
             "seed": seed,
             "ok": True,
             "config": digest,
+            "measured": key,
             "command": shlex.join(["foreshot", "run", preset, *keys]),
         }
         try:
@@ -198,8 +201,11 @@ def fill(preset: str, attacks: list[str], rows: list[str], seeds: list[int], dev
         said = ", ".join(told)
         print(f"{number}/{len(left)}: {attack} | {defence}, seed {seed}: {said}", flush=True)
         done[attack, defence, seed] = run
-        date = datetime.now(UTC).date().isoformat()
-        write_json(out, about | {"date": date, "runs": list(done.values())})
+        runs = list(done.values())
+        about = {"schema": 2, "preset": preset, "command": f"python claims/defences.py {preset}"}
+        used = {run["measured"] for run in runs}
+        told = {name: with_what for name, with_what in measured.items() if name in used}
+        write_json(out, about | {"measured": told, "runs": runs})
 
 
 def main() -> None:

@@ -49,7 +49,10 @@ from foreshot.triggers.base import Trigger, stamp_uint8, unperturbed
 
 FOLDER = Path(__file__).parent / "map"
 PRESET = "signs"
-SOURCE = (*CRAFTING, "compression", "data", "metrics.py")
+SOURCE = (
+    *CRAFTING,
+    *("compression", "lesson.py", "stages.py", "division.py", "data", "metrics.py"),
+)
 """What the numbers depend on: a row of another source is measured anew."""
 CENTRE = "centre"
 ALONG = (CENTRE, "epochs")
@@ -394,6 +397,7 @@ def fill(axis: str, seeds: list[int], same: dict[str, Any], engine: Compute) -> 
                 "config": _digest(config),
                 "command": shlex.join(["foreshot", "run", PRESET, *keys]),
             }
+            row["source"] = about["source"]
             print(f"{axis}: {cell}, seed {seed}", flush=True)
             try:
                 row |= measure(config, store, engine, axis in ALONG)
@@ -419,8 +423,9 @@ IMAGES = {"fashion-mnist": 60_000, "fashion-mnist-10k": 10_000, "digits": 1_400}
 def plan(axes: list[str], seeds: list[int], same: dict[str, Any]) -> str:
     """What is left of each axis and what it would cost, by what the centre has cost elsewhere.
 
-    A stage counts once for all cells that share it, and as many times as much as the centre's as
-    it sees images in all its epochs, or crafts them.
+    A stage counts once for all cells that share it, and as many times as much as the centre's as it
+    sees images in all its epochs, or there are images, of which the centre crafts one in twenty.
+    More rounds of crafting, or a rehearsal of more epochs, take longer than is said.
     """
     figures = read_json(FOLDER.parent / f"{PRESET}.json")["summary"]
     taken = {

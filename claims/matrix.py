@@ -33,9 +33,13 @@ def tables(preset: str, claim: Mapping[str, Any]) -> list[str]:
         f"`{NONE}` has no poison: there, what a defence costs. Repairs have less clean data than "
         "the others, and an undefended student of their own set beside them.",
         table(students, asr),
+        "Seconds: of the screen, with the student that it looks at; of the student, where the "
+        "defence is in its distillation; of the repair; of the monitor. A teacher that is trained "
+        "for it, as `second_teacher` and `adversarial_teacher` need one, is not counted.",
         "#### Ranking",
-        "ASR: the mean over all attacks that were measured, and over the adaptive ones. Accuracy: "
-        "what is lost against no defence, in points, the mean over all columns and the most.",
+        "Of the students that every row has: " + shared(students) + ". ASR: the mean over those "
+        "that were attacked, and over the adaptive attacks. Accuracy: what is lost against no "
+        "defence, in points, the mean over all of them and the most.",
         ranking(students),
         "#### Screens",
         "AUROC, and behind it the share of the poison found at 1 % of the clean images; without "
@@ -75,8 +79,28 @@ def table(runs: Runs, show: Show) -> str:
     return markdown(rows)
 
 
+def common(runs: Runs) -> Runs:
+    """The runs of attacks and seeds that every defence has: others would rank what is not alike."""
+    cells = [
+        {(run["attack"], run["seed"]) for run in runs if run["defence"] == defence}
+        for defence in names(runs, "defence")
+    ]
+    every = set.intersection(*cells) if cells else set()
+    return [run for run in runs if (run["attack"], run["seed"]) in every]
+
+
+def shared(runs: Runs) -> str:
+    """Which attacks and seeds those are."""
+    seeds = {
+        attack: sorted({run["seed"] for run in common(runs) if run["attack"] == attack})
+        for attack in names(common(runs), "attack")
+    }
+    return ", ".join(f"`{a}` (seed {', '.join(map(str, s))})" for a, s in seeds.items()) or "none"
+
+
 def ranking(runs: Runs) -> str:
     """The defences by the ASR that they leave."""
+    runs = common(runs)
     attacks = [name for name in names(runs, "attack") if name != NONE]
     adaptive = [name for name in attacks if name.startswith("adaptive")]
     rows = []
@@ -94,9 +118,9 @@ def ranking(runs: Runs) -> str:
         ]
         if asrs and losses:
             lost = (f"{100 * of_all(losses):+.1f}" for of_all in (mean, max))
-            row = (f"`{defence}`", percent(asrs), percent(worst), *lost, str(len(asrs)))
+            row = (f"`{defence}`", percent(asrs), percent(worst), *lost)
             rows.append((mean(asrs), row))
-    head = ("defence", "ASR", "ASR, adaptive", "accuracy lost", "at most", "attacked students")
+    head = ("defence", "ASR", "ASR, adaptive", "accuracy lost", "at most")
     ordered = [row for _, row in sorted(rows)]
     return markdown([head, ("---", *("--:",) * (len(head) - 1)), *ordered])
 

@@ -108,7 +108,7 @@ def measure(preset: str, names: list[str], seeds: list[int], out: Path, engine: 
     store = Store.open(plain)
     about = {
         "schema": 1,
-        "command": shlex.join(["python", "claims/methods.py", preset, "--out", str(out)]),
+        "command": shlex.join(["python", *sys.argv]),
         "config": load_config(preset).model_dump(mode="json", exclude={"seed", "distillation"}),
         **engine.describe(),
         **environment(),
@@ -129,7 +129,7 @@ def measure(preset: str, names: list[str], seeds: list[int], out: Path, engine: 
                 poison = stages.poison(teacher, attack)
                 try:
                     student = stages.student(teacher, poison, f"{name}, {how}")
-                except ForeshotError as error:
+                except (ForeshotError, RuntimeError) as error:  # RuntimeError: torch's own
                     row[how] = {"failed": str(error)}
                     continue
                 rates = stages.evaluate(student.model, stages.data.test)
@@ -152,7 +152,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     given = parser.parse_args()
     try:
-        measure(given.preset, given.methods, given.seeds, given.out, compute(given.device))
+        engine = compute(given.device, load_config(given.preset).precision)
+        measure(given.preset, given.methods, given.seeds, given.out, engine)
     except ForeshotError as error:
         print(f"methods: {error}", file=sys.stderr)
         sys.exit(2)

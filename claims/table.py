@@ -198,7 +198,12 @@ def render_matrix(claims: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for preset, claim in claims.items():
         note = f"- [`{preset}`](../claims/defences/{preset}.json): `{claim['command']}`"
-        parts += [*matrix.tables(preset, claim), f"{note}, {_circumstances(claim)}."]
+        with_what = [
+            f"{len(runs)} runs of {', '.join(matrix.names(runs, 'attack'))}: {_circumstances(how)}"
+            for key, how in claim["measured"].items()
+            if (runs := [run for run in claim["runs"] if run["measured"] == key])
+        ]
+        parts += [*matrix.tables(preset, claim), f"{note}. {'; '.join(with_what)}."]
     return "\n\n".join(parts)
 
 

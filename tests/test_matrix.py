@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from foreshot.compute import compute
+from foreshot.config import Config
 from foreshot.experiment import run as run_experiment
+from foreshot.files import read_json
 from foreshot.store import Store
 from test_claims import rate
 
@@ -64,6 +66,39 @@ def test_the_cost_is_what_such_cells_took() -> None:
     assert defences.cost(cells, []) == "4 cells; none is measured yet that would tell how long"
 
 
+def test_cells_that_are_not_asked_for_stay_and_those_of_other_source_are_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(defences, "FOLDER", tmp_path)
+    monkeypatch.setenv("FORESHOT_HOME", str(tmp_path / "home"))
+    asked: list[str] = []
+
+    def measure(config: Config, *_: object) -> dict[str, Any]:
+        asked.append(f"{config.attack.name} {config.seed}")
+        return {"student": {"asr": rate(10)}, "seconds": 1.0}
+
+    def fill(attacks: list[str], seeds: list[int]) -> list[str]:
+        asked.clear()
+        defences.fill("signs", attacks, ["none"], seeds, "cpu")
+        return list(asked)
+
+    monkeypatch.setattr(defences, "measure", measure)
+    assert fill(["pgd"], [0, 1]) == ["pgd 0", "pgd 1"]
+    assert fill(["pgd", "fgsm"], [0, 1]) == ["fgsm 0", "fgsm 1"]
+    before = read_json(tmp_path / "signs.json")
+    monkeypatch.setattr(defences, "source_digest", lambda *_: "another")
+    assert fill(["pgd"], [1]) == ["pgd 1"]
+    after = read_json(tmp_path / "signs.json")
+    assert len(before["measured"]) == 1
+    assert len(after["measured"]) == 2
+    codes = {
+        (run["attack"], run["seed"]): after["measured"][run["measured"]]["code"] == "another"
+        for run in after["runs"]
+    }
+    assert codes == {("pgd", 0): False, ("pgd", 1): True, ("fgsm", 0): False, ("fgsm", 1): False}
+    assert fill(["pgd"], [1]) == []
+
+
 def test_the_ranking_compares_with_the_undefended_student_of_the_same_set() -> None:
     def run(attack: str, defence: str, accuracy: int, asr: int, **more: Any) -> dict[str, Any]:
         student = {"clean_accuracy": rate(accuracy), "asr": rate(asr)}
@@ -78,13 +113,16 @@ def test_the_ranking_compares_with_the_undefended_student_of_the_same_set() -> N
         run("pgd", "mild", 870, 10),
         run("adaptive: both", "mild", 890, 500),
         run("pgd", "mended", 800, 100, undefended={"clean_accuracy": rate(830)}),
+        run("adaptive: both", "mended", 850, 700, undefended={"clean_accuracy": rate(860)}),
+        run("fgsm", "none", 890, 0),
     ]
     table = matrix.ranking(runs).splitlines()[2:]
     assert table == [
-        "| `mended` | 10.0 |  | +3.0 | +3.0 | 1 |",
-        "| `mild` | 25.5 | 50.0 | +1.0 | +2.0 | 2 |",
-        "| `none` | 75.0 | 70.0 | +0.0 | +0.0 | 2 |",
+        "| `mild` | 25.5 | 50.0 | +0.5 | +2.0 |",
+        "| `mended` | 40.0 | 70.0 | +2.0 | +3.0 |",
+        "| `none` | 75.0 | 70.0 | +0.0 | +0.0 |",
     ]
+    assert matrix.shared(runs) == "`pgd` (seed 0), `adaptive: both` (seed 0)"
     students = matrix.table(runs, matrix.asr).splitlines()
-    assert students[0] == "| defence | none | pgd | adaptive: both | seconds |"
-    assert students[3] == "| `mild` | 0.0 (88.0) | 1.0 (87.0) | 50.0 (89.0) | 1.0 |"
+    assert students[0] == "| defence | none | pgd | adaptive: both | fgsm | seconds |"
+    assert students[3] == "| `mild` | 0.0 (88.0) | 1.0 (87.0) | 50.0 (89.0) |  | 1.0 |"
