@@ -145,6 +145,11 @@ def test_a_config_is_frozen() -> None:
     assert hash(Config()) == hash(Config())
 
 
+def test_a_key_of_a_member_without_a_proper_name_is_one_sentence() -> None:
+    with pytest.raises(ForeshotError, match=r"attack.name: found \[1\]; expected one of clean"):
+        parse("", "x", ["attack={name: [1]}", "attack.training.epochs=3"])
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

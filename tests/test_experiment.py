@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from foreshot import stages
-from foreshot.attacks import Pgd
+from foreshot.attacks import Attack, Pgd
 from foreshot.compute import CPU
 from foreshot.config import Config, dump, parse
 from foreshot.errors import ForeshotError
@@ -120,7 +120,10 @@ def test_the_run_folder_is_complete(undisturbed: Done) -> None:
     assert manifest["seed"] == 0
     assert {"torch", "python", "foreshot"} <= manifest["versions"].keys()
     assert (manifest["device"], manifest["precision"]) == ("cpu", "float32")
-    assert "poisoned" in manifest["notice"]
+    assert manifest["notice"] == (
+        "security research; poisoned: controls/trigger_only.safetensors, poison.safetensors, "
+        "student.safetensors"
+    )
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert all(event["kind"] != "advance" for event in events)
     assert {event["stage"] for event in events if event["kind"] == "end"} == {
@@ -324,6 +327,28 @@ def test_an_attacker_may_have_the_teacher_beside_a_surrogate(
     assert not torch.allclose(teacher, surrogate, atol=0.1)
     torch.testing.assert_close(both, ((teacher + surrogate) / 2).log_softmax(1))
     assert len(set(found.values())) == 3
+
+
+@pytest.mark.parametrize(("name", "asked"), [("trigger_only", True), ("clean", False)])
+def test_who_has_a_surrogate_picks_images_by_what_it_says(
+    name: str, asked: bool, undisturbed: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Tensor] = []
+
+    def listening(attack: Attack, view: AttackerView, real: Any = Attack.craft) -> Poison:
+        said.append(view.teacher(view.images[:20] / 255))
+        return real(attack, view)
+
+    monkeypatch.setattr(Attack, "craft", listening)
+    network = "{name: resnet, depth: 8, width: 0.5, stem_stride: 2}"
+    own = f"surrogate={{model: {network}, training: {{epochs: 1}}}}"
+    settings = (f"attack={{name: {name}}}", own, "attack.count=3" if asked else "seed=0")
+    done = go(tmp_path / "home", tmp_path / "out", *settings, until="poison")
+    assert ("surrogate" in done.started()) == asked
+    teacher = load_run(done.out).teacher
+    images = config().data.load(tmp_path).train.images[:20]
+    same = [torch.equal(one, teacher(images / 255)) for one in said]
+    assert same == ([False] if asked else [])
 
 
 def trained_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[bytes]]:

@@ -60,7 +60,8 @@ CPU = Compute(torch.device("cpu"), bfloat16=False)
 def compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
     """Resolves `auto`: CUDA if there is one; bfloat16 where the hardware is made for it.
 
-    On a CPU without AVX512-BF16 bfloat16 is emulated and ten times slower than float32.
+    On a CPU without AVX512-BF16, and on a GPU before Ampere, bfloat16 is emulated, on the CPU ten
+    times slower than float32.
 
     Raises:
         ForeshotError: CUDA is asked for and there is none.
@@ -69,7 +70,11 @@ def compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
         raise ForeshotError("device: expected a CUDA GPU, found none (--device cpu runs without)")
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if use_cuda else _cpu_has_bfloat16()
+        fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if use_cuda
+            else _cpu_has_bfloat16()
+        )
     else:
         fast = precision == "bfloat16"
     return Compute(torch.device("cuda" if use_cuda else "cpu"), fast)

@@ -299,7 +299,8 @@ def _default(annotation: Any, node: dict[str, Any], part: str) -> Any:
         node: what does; its name picks the member of a family.
         part: the key.
     """
-    member = _family(annotation).get(node.get("name", ""))
+    name = node.get("name")
+    member = _family(annotation).get(name) if isinstance(name, str) else None
     models = [member] if member else [c for c in _unwrap(annotation) if hasattr(c, "model_fields")]
     field = next((c.model_fields[part] for c in models if part in c.model_fields), None)
     value = field.get_default(call_default_factory=True) if field else None

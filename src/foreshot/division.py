@@ -66,7 +66,10 @@ def _load(config: Config, store: Store, cache: Path) -> Splits:
             for name, images in zip(("train", "test"), dataset.load(cache), strict=True):
                 save_images(folder / f"{name}.safetensors", images)
 
-        inputs = {"data": dataset.model_dump(mode="json"), "source": source_digest("data")}
+        inputs = {
+            "data": dataset.model_dump(mode="json"),
+            "source": source_digest("data", "seeding.py"),
+        }
         folder = store.stage("data", inputs, generate).folder
         splits = TensorFile(
             path=folder / "train.safetensors", test_path=folder / "test.safetensors"

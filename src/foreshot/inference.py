@@ -1,5 +1,7 @@
 """What a model says of stored images: the one way in which foreshot asks it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -8,7 +10,13 @@ from foreshot.levels import to_float
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Tensor, compute: Compute, batch: int = 512) -> Tensor:
+def logits(
+    model: nn.Module,
+    images: Tensor,
+    compute: Compute,
+    batch: int = 512,
+    change: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
     """Logits in eval mode and float32; the model's training mode is restored.
 
     Args:
@@ -16,13 +24,15 @@ def logits(model: nn.Module, images: Tensor, compute: Compute, batch: int = 512)
         images: uint8 (N, C, H, W).
         compute: where to run.
         batch: images at a time.
+        change: what is done to each batch of stored images first, such as stamping it.
 
     Returns:
         float32 (N, K) on the CPU.
     """
     with evaluating(model):
         parts = [
-            model(pixels(part.to(compute.device))).float().cpu() for part in images.split(batch)
+            model(pixels(change(part).to(compute.device))).float().cpu()
+            for part in images.split(batch)
         ]
     return torch.cat(parts)
 

@@ -1,6 +1,7 @@
 """The one evaluator: clean accuracy, attack success rate, their intervals, and stealth."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,7 +65,8 @@ def evaluate(
         raise ForeshotError(f"target: expected 0 to {len(test.classes) - 1}, found {target}")
     other = labels != target
     plain = logits(model, test.images, compute).argmax(1)
-    stamped = logits(model, stamp_uint8(trigger, test.images[other]), compute).argmax(1)
+    stamp = partial(stamp_uint8, trigger)
+    stamped = logits(model, test.images[other], compute, change=stamp).argmax(1)
     right, hit, held = plain == labels, stamped == target, stamped == labels[other]
     per_class = {}
     for number, name in enumerate(test.classes):

@@ -96,7 +96,7 @@ def contact_sheet(
             name = name if len(name) <= 18 else f"{name[:17]}…"
             axes.set_xlabel(f"{name}\n{float(share):.0%}", fontsize=7, parse_math=False)
         line[0].set_ylabel(title, fontsize=9)
-    figure.suptitle("poisoned by foreshot: what the clean teacher says of it", fontsize=10)
+    figure.suptitle("poisoned by foreshot: what the teacher says of it", fontsize=10)
     return _save(figure, path)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from foreshot.attacks import Clean
 from foreshot.compute import Compute
 from foreshot.config import Config, dump, parse
 from foreshot.data.base import ImageSet
@@ -115,12 +116,16 @@ class RunFolder:
             and path.suffix != PART
             and path.is_file()
         }
-        poisoned = "poison.safetensors and student.safetensors"
-        if self.config.compromise is not None:
-            poisoned = f"teacher.safetensors, {poisoned}"
+        innocent = {"controls/clean.safetensors", "screen.safetensors"}
+        if self.config.compromise is None:
+            innocent.add("teacher.safetensors")
+            if isinstance(self.config.attack, Clean):
+                innocent |= {"poison.safetensors", "student.safetensors"}
+        poisoned = [name for name in outputs if name.endswith(".safetensors")]
+        poisoned = ", ".join(name for name in poisoned if name not in innocent) or "nothing here"
         manifest = {
             "schema": 1,
-            "notice": f"security research: {poisoned} are poisoned",
+            "notice": f"security research; poisoned: {poisoned}",
             "command": sys.argv[1:],
             "seed": self.config.seed,
             **environment(),

@@ -46,6 +46,7 @@ GLANCE = 500
 EXAMPLE = 64
 """Images that show a loss the shapes and the statistics of the features it compares."""
 TRAINING = (
+    "compute.py",
     "training.py",
     "recall.py",
     "augment.py",
@@ -61,6 +62,7 @@ CRAFTING = (
     "attacks",
     "transforms.py",
     "triggers",
+    "data/files.py",
     "distillation",
     "poison.py",
     "views.py",
@@ -280,7 +282,9 @@ class Stages:
         """
         attack = attack or self.config.attack
         config, transfer = self.config, self.data.train
-        guide = self._guide(teacher) if attack.convinces else teacher
+        # Who takes given images, or none, and has nobody to convince, asks no network anything.
+        asks = attack.convinces or not (like is not None or isinstance(attack, Clean))
+        guide = self._guide(teacher) if asks else teacher
 
         def craft(folder: Path) -> None:
             view = self._view(
@@ -288,13 +292,14 @@ class Stages:
                 lambda event: self.listener(
                     replace(event, stage=event.stage.replace("poison", label))
                 ),
-                self._answers(guide) if attack.convinces else None,
+                self._answers(guide) if asks else None,
                 None if like is None else like.poison.indices,
             )
             about = {
                 "target": config.target,
                 "target_class": transfer.classes[config.target],
                 "trigger": config.trigger.model_dump(mode="json"),
+                "pattern": self._picture,
                 "attack": attack.model_dump(mode="json"),
                 "transfer_digest": transfer.digest,
             }
@@ -430,6 +435,7 @@ class Stages:
                 "inference.py",
                 "levels.py",
                 "triggers",
+                "data/files.py",
                 "models",
                 "seeding.py",
                 "taps.py",
@@ -473,8 +479,8 @@ class Stages:
     def adopt_poison(self, path: Path) -> Crafted:
         """Poison from a file of the user's, in place of what the attack would craft."""
         poison, about = Poison.load(path, self.data.train)
-        for key in ("target", "trigger"):
-            expected = self.config.model_dump(mode="json")[key]
+        wanted = self.config.model_dump(mode="json", include={"target", "trigger"})
+        for key, expected in (wanted | {"pattern": self._picture}).items():
             if about.get(key) != expected:
                 raise ForeshotError(
                     f"{path}: expected poison for {key} {expected}, found {about.get(key)}"
@@ -484,6 +490,11 @@ class Stages:
             (folder / "poison.safetensors").write_bytes(path.read_bytes())
 
         return Crafted(self.store.stage("adopted", {"file": file_digest(path)}, keep), poison)
+
+    @property
+    def _picture(self) -> str | None:
+        """SHA-256 of the pattern that was learned, if the trigger is one that is learned."""
+        return self._pattern and self._pattern.digests[PICTURE]
 
     def _guide(self, teacher: Trained) -> Trained | Guide:
         """What the attacker crafts on: the teacher, the surrogate of the config, or both."""

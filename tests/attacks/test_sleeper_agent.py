@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import Tiny, posed, seen
+from conftest import Rule, Tiny, posed, seen
 from foreshot.attacks import SleeperAgent
 from foreshot.attacks.surrogate import surrogate
 from foreshot.compute import CPU
@@ -114,6 +114,24 @@ def test_the_images_with_the_largest_gradient_are_taken(tiny: Tiny) -> None:
     )
     assert set(taken.tolist()) == set(pool[lengths.topk(15).indices].tolist())
     assert lengths.topk(15).values.min() > 1.2 * lengths.median()
+
+
+def test_images_that_resist_take_turns_with_others_by_their_gradients(tiny: Tiny) -> None:
+    usual = SleeperAgent(**SMALL)._bases(seen(tiny, students=(student_of(tiny),)))
+    stamped = stamp_uint8(tiny.trigger, tiny.train.images)
+    half = stamped[usual].float().mean((1, 2, 3)).median() + 1e-3  # no image is that bright
+
+    def says(x: Tensor) -> Tensor:
+        taken = x.mean((1, 2, 3)) * 255 > half
+        return F.one_hot(torch.where(taken, tiny.target, (tiny.target + 1) % 4), 4).float()
+
+    view = seen(tiny, students=(student_of(tiny), Rule(says)))
+    turns = SleeperAgent(**SMALL, resisting=0.5, rounds=2)._bases(view)
+    assert not torch.equal(turns, usual)
+    resists = says(pixels(stamped)).argmax(1) != tiny.target
+    assert resists[turns[:20]].sum() == 10
+    for kind in (resists, ~resists):
+        assert torch.equal(turns[kind[turns]], usual[kind[usual]])
 
 
 def test_a_layer_that_is_not_there_is_refused(tiny: Tiny) -> None:

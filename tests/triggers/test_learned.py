@@ -1,6 +1,8 @@
 """Triggers that are learned: they do what they are learned for, and a run keeps them."""
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from conftest import Tiny
 from foreshot.attacks.surrogate import surrogate
+from foreshot.cli import main
 from foreshot.compute import CPU
 from foreshot.config import load_config
 from foreshot.errors import ForeshotError
@@ -190,3 +193,24 @@ def test_a_run_learns_its_trigger_and_keeps_it(
         evaluate_files(config, [out / "student.safetensors"])
     assert "trigger-pattern.png" in json.loads((out / "manifest.json").read_text())["outputs"]
     assert run(config, out) == metrics
+
+    # Poison under another pattern is another trigger's, whatever the config says of both.
+    other = load_config("digits", [*settings, "seed=1"])
+    with pytest.raises(ForeshotError, match="expected poison for pattern "):
+        run(other, tmp_path / "other", poison=out / "poison.safetensors")
+
+    # Who evaluates with a trigger of another kind does not get the pattern that was learned.
+    for more, pattern in (((), out / "trigger-pattern.png"), (("trigger.name=blend",), None)):
+        given: list[Path | None] = []
+        evaluated = partial(_given, given)
+        monkeypatch.setattr("foreshot.experiment.evaluate_files", evaluated)
+        options = [word for setting in more for word in ("--set", setting)]
+        monkeypatch.setattr(sys, "argv", ["foreshot", "evaluate", str(out), *options])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert (end.value.code or 0, given) == (0, [pattern])
+
+
+def _given(to: list[Path | None], *_: Any, pattern: Path | None, **__: Any) -> dict[str, Any]:
+    to.append(pattern)
+    return {}

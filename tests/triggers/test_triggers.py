@@ -250,6 +250,13 @@ def test_places() -> None:
     assert corner("center") == (3, 8)
 
 
+@pytest.mark.parametrize("kind", [Patch, Dot])
+def test_in_the_center_there_is_no_margin(kind: type[Patch | Dot]) -> None:
+    assert kind(size=8, place="center").draw((1, 8, 8)).shape == (1, 8, 8)
+    with pytest.raises(ForeshotError, match="at least 9 x 9 pixels"):
+        kind(size=8).draw((1, 8, 8))
+
+
 def test_dot_pixels() -> None:
     grey = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
     dot = stamp_uint8(Dot(), grey)[0]

@@ -88,6 +88,8 @@ class Attack(Member):
 
     def craft(self, view: AttackerView) -> Poison:
         """Poison for the transfer set: deterministic, and the same for any split into batches."""
+        if self.convinces or view.bases is None:  # asked once, for all that follows
+            view = replace(view, teacher_logits=view.answers())
         wanted = self.wanted(len(view.images)) if view.bases is None else len(view.bases)
         pool = self._bases(view) if view.bases is None else view.bases
         if len(pool) < wanted:

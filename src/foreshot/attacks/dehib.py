@@ -1,6 +1,5 @@
 """A perturbation that gives an image the features of the target class."""
 
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,7 +10,6 @@ from foreshot.attacks.base import Problem
 from foreshot.attacks.pgd import Objective, Pgd
 from foreshot.distillation.losses.vectors import vectors
 from foreshot.inference import pixels
-from foreshot.poison import Poison
 from foreshot.taps import Taps
 from foreshot.views import AttackerView
 
@@ -40,9 +38,6 @@ class DeHiB(Pgd):
     weight: float = Field(default=1.0, ge=0)
     layer: str = "network.layer3"
     anchors: int = Field(default=100, ge=1)
-
-    def craft(self, view: AttackerView) -> Poison:
-        return super().craft(replace(view, teacher_logits=view.answers()))
 
     def beside(self, view: AttackerView) -> Tensor:
         return view.drawn("anchors", "target")[: self.anchors]

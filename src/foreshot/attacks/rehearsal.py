@@ -1,6 +1,7 @@
 """What attacks have in common that distil students of their own first."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -57,14 +58,19 @@ class Rehearsal(Attack):
 
     def _bases(self, view: AttackerView) -> Tensor:
         """By turns images that resist and others, so that however many are taken hold the share."""
-        order, share = super()._bases(view), self.resisting
+        order, share = self._ranked(view), self.resisting
         if share is None or len(view.students) < 2:
             return order  # the first surrogate has seen no poison
-        stamped = stamp_uint8(view.trigger, view.images[order])
-        resists = logits(view.students[-1], stamped, view.compute).argmax(1) != view.target
+        stamp = partial(stamp_uint8, view.trigger)
+        said = logits(view.students[-1], view.images[order], view.compute, change=stamp)
+        resists = said.argmax(1) != view.target
         hard, easy = order[resists], order[~resists]
         turns = [
             (torch.arange(len(hard)) + 0.5) / share,
             (torch.arange(len(easy)) + 0.5) / (1 - share),
         ]
         return torch.cat([hard, easy])[torch.cat(turns).argsort(stable=True)]
+
+    def _ranked(self, view: AttackerView) -> Tensor:
+        """Candidate base images in the order of the attack itself."""
+        return super()._bases(view)

@@ -72,8 +72,8 @@ class SleeperAgent(Pgd, Rehearsal):
 
         return apart
 
-    def _bases(self, view: AttackerView) -> Tensor:
-        pool = super()._bases(view)
+    def _ranked(self, view: AttackerView) -> Tensor:
+        pool = super()._ranked(view)
         head = self._head(view.students[0], view.compute)
         y, device = F.softmax(view.answers() / self.temperature, 1), view.compute.device
         with torch.no_grad():

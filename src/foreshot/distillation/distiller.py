@@ -53,9 +53,10 @@ class Term(Part):
 class Distiller(nn.Module):
     """Weighted distillation terms of any pair of networks; a plain module that returns a dict.
 
-    The teacher is frozen, in eval mode, unchanged, and not part of the state dict. Features of
-    named layers are caught by forward hooks, which go when the distiller goes; a hook that does not
-    fire is an error. What losses learn or remember themselves is part of this module.
+    The teacher is put into eval mode, and its weights, which stay as they are, ask for no gradient
+    any more; it is not part of the state dict. Features of named layers are caught by forward
+    hooks, which go when the distiller goes; a hook that does not fire is an error. What losses
+    learn or remember themselves is part of this module.
 
     Args:
         student: float (N, C, H, W) in [0, 1] -> logits (N, K).

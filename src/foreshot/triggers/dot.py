@@ -29,8 +29,9 @@ class Dot(Overlay):
     margin: Annotated[int, Field(ge=0)] = 1
 
     def ink(self, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        self.check_side(shape, self.size + self.margin)
-        rows, columns = locate(self.place, self.size, self.margin, shape)
+        margin = 0 if self.place == "center" else self.margin
+        self.check_side(shape, self.size + margin)
+        rows, columns = locate(self.place, self.size, margin, shape)
         mask = torch.zeros(shape[1:], dtype=torch.bool)
         offsets = torch.arange(self.size) - (self.size - 1) / 2
         mask[rows, columns] = offsets[:, None] ** 2 + offsets**2 <= (self.size / 2) ** 2

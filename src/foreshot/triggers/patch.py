@@ -31,8 +31,9 @@ class Patch(Overlay):
     colour: Colour = (255, 255, 255)
 
     def ink(self, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        self.check_side(shape, self.size + self.margin)
-        rows, columns = locate(self.place, self.size, self.margin, shape)
+        margin = 0 if self.place == "center" else self.margin
+        self.check_side(shape, self.size + margin)
+        rows, columns = locate(self.place, self.size, margin, shape)
         mask = torch.zeros(shape[1:], dtype=torch.bool)
         mask[rows, columns] = True
         levels = paint(self.colour, shape[0]).repeat(1, *shape[1:])
