@@ -21,11 +21,15 @@ import argparse
 import shlex
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from foreshot.compute import Compute, compute
+import torch
+from measure import outcomes
+
+from foreshot.compute import Compute, Device, compute, with_threads
 from foreshot.config import Config, load_config
 from foreshot.defences import DEFENCES, Monitor, Repair, Screen
 from foreshot.defences.scoring import quality
@@ -42,6 +46,8 @@ SOURCE = (*CRAFTING, *DEFENDING, "guard.py", "stages.py", "division.py", "data",
 """What the numbers depend on: a row of another source is measured anew."""
 
 Settings = tuple[str, ...]
+Cell = tuple[str, str, int]
+"""Attack, defence, seed."""
 
 ONE = "attack.rate=0.01"
 KIND = "{name: resnet, depth: 8, width: 1.5, stem_stride: 2}"
@@ -153,54 +159,55 @@ def cost(cells: list[tuple[str, str, int]], runs: list[dict[str, Any]]) -> str:
     return f"{len(cells)} cells, about {total / 60:.0f} minutes"
 
 
-def fill(preset: str, attacks: list[str], rows: list[str], seeds: list[int], device: str) -> None:
+def attempt(preset: str, device: Device, threads: int, cell: Cell) -> dict[str, Any]:
+    """What a cell comes to: here, or in a worker."""
+    with with_threads(threads):
+        config = config_of(preset, *cell)
+        return measure(config, Store.open(plain), compute(device), cell[1])
+
+
+def fill(
+    preset: str, attacks: list[str], rows: list[str], seeds: list[int], device: Device, workers: int
+) -> None:
     """Measures what the preset's file lacks; writes it after each cell."""
-    engine, circumstances = compute(device), environment()  # pyright: ignore[reportArgumentType]
+    circumstances, out = environment(), FOLDER / f"{preset}.json"
     same = {
         "code": source_digest(*SOURCE),
-        **engine.describe(),
+        **compute(device).describe(),
         **{key: circumstances[key] for key in ("versions", "host")},
     }
-    store, out = Store.open(plain), FOLDER / f"{preset}.json"
     before = read_json(out) if out.exists() else {"measured": {}, "runs": []}
     done = {(run["attack"], run["defence"], run["seed"]): run for run in before["runs"]}
     now = same | {"source": circumstances["source"], "date": datetime.now(UTC).date().isoformat()}
     key = content_hash(now)[:8]
     measured: dict[str, dict[str, Any]] = before["measured"] | {key: now}
-    left: dict[tuple[str, str, int], tuple[Config, str]] = {}
+    left: dict[Cell, str] = {}
     for cell in ((a, d, s) for s in seeds for a in attacks for d in rows):
-        config = config_of(preset, *cell)
-        digest = content_hash(config.model_dump(mode="json", exclude_unset=True))
+        config = config_of(preset, *cell).model_dump(mode="json", exclude_unset=True)
+        digest = content_hash(config)
         run = done.get(cell)
         if (
             run is None
             or run["config"] != digest
             or not same.items() <= measured[run["measured"]].items()
         ):
-            left[cell] = config, digest
+            left[cell] = digest
     print(cost(list(left), before["runs"]), flush=True)
-    for number, ((attack, defence, seed), (config, digest)) in enumerate(left.items(), 1):
-        settings = settings_of(preset, attack, defence, seed)
-        keys = [part for setting in settings for part in ("--set", setting)]
-        run = {
+    work = partial(attempt, preset, device, torch.get_num_threads())
+    title = "{0[0]} | {0[1]}, seed {0[2]}".format
+    for cell, found in outcomes(work, list(left), workers, title):
+        keys = [part for setting in settings_of(preset, *cell) for part in ("--set", setting)]
+        attack, defence, seed = cell
+        done[cell] = {
             "attack": attack,
             "defence": defence,
             "seed": seed,
             "ok": True,
-            "config": digest,
+            "config": left[cell],
             "measured": key,
             "command": shlex.join(["foreshot", "run", preset, *keys]),
+            **found,
         }
-        try:
-            run |= measure(config, store, engine, defence)
-            told = [f"AUROC {run['screen']['auroc']}"] if "screen" in run else []
-            told += [f"ASR {run['student']['asr']['value']:.1%}"] if "student" in run else []
-        except (ForeshotError, RuntimeError) as error:  # RuntimeError: torch's own
-            run |= {"ok": False, "failed": str(error)}
-            told = [f"FAILED: {error}"]
-        said = ", ".join(told)
-        print(f"{number}/{len(left)}: {attack} | {defence}, seed {seed}: {said}", flush=True)
-        done[attack, defence, seed] = run
         runs = list(done.values())
         about = {"schema": 2, "preset": preset, "command": f"python claims/defences.py {preset}"}
         used = {run["measured"] for run in runs}
@@ -218,9 +225,13 @@ def main() -> None:
     parser.add_argument("--defences", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--workers", type=int, default=1, help="processes that measure at once")
+    parser.add_argument("--threads", type=int, help="of torch, in each; a result depends on it")
     given = parser.parse_args()
     try:
-        fill(given.preset, given.attacks, given.defences, given.seeds, given.device)
+        with with_threads(given.threads):
+            asked = given.attacks, given.defences, given.seeds
+            fill(given.preset, *asked, given.device, given.workers)
     except ForeshotError as error:
         print(f"defences: {error}", file=sys.stderr)
         sys.exit(2)

@@ -22,16 +22,17 @@ import sys
 from collections.abc import Iterable
 from copy import copy
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from measure import kept
+from measure import kept, outcomes
 from methods import PUBLISHED, configs
 
 from foreshot.attacks import Attack
-from foreshot.compute import Compute, compute
+from foreshot.compute import Compute, Device, compute, with_threads
 from foreshot.config import Config, load_config
 from foreshot.data import ImageSet
 from foreshot.errors import ForeshotError
@@ -374,9 +375,17 @@ def _digest(config: Config) -> str:
     return content_hash(config.model_dump(mode="json", exclude_unset=True))
 
 
-def fill(axis: str, seeds: list[int], same: dict[str, Any], engine: Compute) -> None:
+def attempt(device: Device, axis: str, threads: int, job: tuple[str, int]) -> dict[str, Any]:
+    """What a cell of an axis comes to with one seed: here, or in a worker."""
+    cell, seed = job
+    with with_threads(threads):
+        config = config_of(AXES[axis][cell], seed)
+        return measure(config, Store.open(plain), compute(device), axis in ALONG)
+
+
+def fill(axis: str, seeds: list[int], same: dict[str, Any], device: Device, workers: int) -> None:
     """Measures what an axis lacks; writes its file after each cell."""
-    store, rows, cells = Store.open(plain), finished(axis, same), owned(axis)
+    rows, cells = finished(axis, same), owned(axis)
     about = same | {
         "axis": axis,
         "place": list(AXES).index(axis),
@@ -384,31 +393,22 @@ def fill(axis: str, seeds: list[int], same: dict[str, Any], engine: Compute) -> 
         "source": environment()["source"],
         "cells": AXES[axis],
     }
-    for seed in seeds:
-        for cell, settings in cells.items():
-            if (cell, seed) in rows:
-                continue
-            config = config_of(settings, seed)
-            keys = [part for key in (*settings, f"seed={seed}") for part in ("--set", key)]
-            row = {
-                "cell": cell,
-                "seed": seed,
-                "ok": True,
-                "config": _digest(config),
-                "command": shlex.join(["foreshot", "run", PRESET, *keys]),
-            }
-            row["source"] = about["source"]
-            print(f"{axis}: {cell}, seed {seed}", flush=True)
-            try:
-                row |= measure(config, store, engine, axis in ALONG)
-                result = f"ASR {row['student']['asr']['value']:.1%}"
-            except (ForeshotError, RuntimeError) as error:  # RuntimeError: torch's own
-                row |= {"ok": False, "failed": str(error)}
-                result = f"FAILED: {error}"
-            print(f"{axis}: {cell}, seed {seed}: {result}", flush=True)
-            rows[cell, seed] = row
-            date = datetime.now(UTC).date().isoformat()
-            write_json(FOLDER / f"{axis}.json", about | {"date": date, "runs": list(rows.values())})
+    left = [(cell, seed) for seed in seeds for cell in cells if (cell, seed) not in rows]
+    work = partial(attempt, device, axis, torch.get_num_threads())
+    title = f"{axis}: {{0[0]}}, seed {{0[1]}}".format
+    for (cell, seed), found in outcomes(work, left, workers, title):
+        keys = [part for key in (*cells[cell], f"seed={seed}") for part in ("--set", key)]
+        rows[cell, seed] = {
+            "cell": cell,
+            "seed": seed,
+            "ok": True,
+            "config": _digest(config_of(cells[cell], seed)),
+            "command": shlex.join(["foreshot", "run", PRESET, *keys]),
+            "source": about["source"],
+            **found,
+        }
+        date = datetime.now(UTC).date().isoformat()
+        write_json(FOLDER / f"{axis}.json", about | {"date": date, "runs": list(rows.values())})
 
 
 SLOWER = {
@@ -485,23 +485,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--plan", action="store_true", help="say what it would cost, and stop")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--workers", type=int, default=1, help="processes that measure at once")
+    parser.add_argument("--threads", type=int, help="of torch, in each; a result depends on it")
     given = parser.parse_args()
     if unknown := set(given.axes) - set(AXES):
         parser.error(f"expected axes of {', '.join(AXES)}, found {min(unknown)}")
     # The centre is a point of every axis.
     axes = list(dict.fromkeys([CENTRE, *given.axes])) if given.axes else list(AXES)
     try:
-        engine, circumstances = compute(given.device), environment()
-        same = {
-            "schema": 1,
-            "preset": PRESET,
-            "code": source_digest(*SOURCE),
-            **engine.describe(),
-            **{key: circumstances[key] for key in ("versions", "host")},
-        }
-        print(plan(axes, given.seeds, same), flush=True)
-        for axis in [] if given.plan else axes:
-            fill(axis, given.seeds, same, engine)
+        with with_threads(given.threads):
+            circumstances = environment()
+            same = {
+                "schema": 1,
+                "preset": PRESET,
+                "code": source_digest(*SOURCE),
+                **compute(given.device).describe(),
+                **{key: circumstances[key] for key in ("versions", "host")},
+            }
+            print(plan(axes, given.seeds, same), flush=True)
+            for axis in [] if given.plan else axes:
+                fill(axis, given.seeds, same, given.device, given.workers)
     except ForeshotError as error:
         print(f"map: {error}", file=sys.stderr)
         sys.exit(2)

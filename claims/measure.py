@@ -16,17 +16,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 from foreshot.compute import compute
 from foreshot.config import load_config
 from foreshot.errors import ForeshotError
+from foreshot.executor import HERE, Failure, Processes
 from foreshot.files import read_json, write_json
 from foreshot.record import environment
 from foreshot.store import home
+
+T = TypeVar("T")
 
 
 def measure(
@@ -105,6 +110,34 @@ def kept(out: Path, same: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     before = read_json(out)
     return before["runs"] if all(before.get(k) == v for k, v in same.items()) else []
+
+
+def outcomes(
+    work: Callable[[T], dict[str, Any]], jobs: list[T], workers: int, title: Callable[[T], str]
+) -> Iterator[tuple[T, dict[str, Any]]]:
+    """Jobs and what was measured of each, as they end; of one that failed, why.
+
+    Args:
+        work: measures one job.
+        jobs: in the order in which they are to be started.
+        workers: processes; 1 is this one.
+        title: what a job is called, in what is printed.
+    """
+    executor = HERE if workers == 1 else Processes(workers)
+
+    def started(number: int) -> None:
+        print(f"{title(jobs[number])}: begins", flush=True)
+
+    with closing(executor.map(work, jobs, started)) as ended:
+        for count, (number, outcome) in enumerate(ended, 1):
+            row, said = outcome, "measured"
+            if isinstance(outcome, Failure):
+                row = {"ok": False, "failed": outcome.reason}
+                said = "\n".join([f"FAILED: {outcome.reason}", outcome.trace]).strip()
+            elif "student" in outcome:
+                said = f"ASR {outcome['student']['asr']['value']:.1%}"
+            print(f"{count}/{len(jobs)} {title(jobs[number])}: {said}", flush=True)
+            yield jobs[number], row
 
 
 def _run(preset: str, options: list[str], seed: int, device: str, folder: Path) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import json
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -129,6 +130,20 @@ def test_finished_seeds_are_kept_only_if_nothing_changed(tmp_path: Path):
     dirty = {**same, "source": {"commit": "a", "dirty": True}}
     measure.write_json(out, {**dirty, "runs": [{"seed": 3}]})
     assert measure.kept(out, dirty) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_fails_is_a_row_beside_the_others(
+    workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = ['{"student": {"asr": {"value": 0.25}}}', "broken", '{"seconds": 2}']
+    title = "cell {}".format
+    found = dict(measure.outcomes(json.loads, jobs, workers, title))
+    assert found.pop("broken")["ok"] is False
+    assert found == {job: json.loads(job) for job in jobs if job != "broken"}
+    said = capsys.readouterr().out
+    assert f"cell {jobs[0]}: ASR 25.0%" in said
+    assert "cell broken: FAILED: JSONDecodeError: Expecting value" in said
 
 
 def test_check_fails_on_a_stale_readme(

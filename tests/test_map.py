@@ -199,9 +199,9 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[floa
 def test_what_is_there_is_not_measured_again(
     tmp_path: Path, measured: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    map_.fill("rate", [0], SAME, CPU)
+    map_.fill("rate", [0], SAME, "cpu", 1)
     assert measured == [(0.01, 0), (0.5, 0)]
-    map_.fill("rate", [0, 1], SAME, CPU)
+    map_.fill("rate", [0, 1], SAME, "cpu", 1)
     assert measured[2:] == [(0.01, 1), (0.5, 1)]
     held = read_json(tmp_path / "rate.json")
     assert [(run["cell"], run["seed"], run["ok"]) for run in held["runs"]] == [
@@ -215,9 +215,9 @@ def test_what_is_there_is_not_measured_again(
     assert held["cells"] == {"5": [], "1": ["attack.rate=0.01"], "50": ["attack.rate=0.5"]}
 
     monkeypatch.setitem(map_.AXES["rate"], "1", ("attack.rate=0.02",))  # another cell by that name
-    map_.fill("rate", [1], SAME, CPU)
+    map_.fill("rate", [1], SAME, "cpu", 1)
     assert measured[4:] == [(0.02, 1)]
-    map_.fill("rate", [0], {**SAME, "code": "other"}, CPU)
+    map_.fill("rate", [0], {**SAME, "code": "other"}, "cpu", 1)
     assert measured[5:] == [(0.02, 0), (0.5, 0)]
     assert len(read_json(tmp_path / "rate.json")["runs"]) == 2
 
@@ -233,7 +233,7 @@ def test_the_plan_counts_what_is_shared_once(measured: list[tuple[float, int]]) 
     seconds = 2 * (teacher + poison + 2 * student + last)  # the centre, and its clean student
     seconds += 2 * 2 * (poison + student + last)
     assert f"about {seconds / 60:.0f} minutes on" in map_.plan(["centre", "rate"], [0, 1], SAME)
-    map_.fill("rate", [0, 1], SAME, CPU)
+    map_.fill("rate", [0, 1], SAME, "cpu", 1)
     assert "3 cells, 0 runs left" not in map_.plan(["rate"], [0, 1], SAME)
     assert "2 cells, 0 runs left, about 0 minutes" in map_.plan(["rate"], [0, 1], SAME)
 

@@ -79,7 +79,7 @@ def test_cells_that_are_not_asked_for_stay_and_those_of_other_source_are_measure
 
     def fill(attacks: list[str], seeds: list[int]) -> list[str]:
         asked.clear()
-        defences.fill("signs", attacks, ["none"], seeds, "cpu")
+        defences.fill("signs", attacks, ["none"], seeds, "cpu", 1)
         return list(asked)
 
     monkeypatch.setattr(defences, "measure", measure)
