@@ -21,7 +21,7 @@ from torch import Tensor
 
 from conftest import DIGITS, Rule, Tiny, seen
 from foreshot.attacks import ATTACKS, Attack, Counterfactual, Noise, Pgd, Problem, craft
-from foreshot.attacks.base import CHUNK
+from foreshot.attacks.crafting import CHUNK
 from foreshot.cli import main
 from foreshot.compute import CPU, with_threads
 from foreshot.errors import ForeshotError

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from foreshot.attacks.crafting import CHUNK, Candidates, Crafting, Progress
+from foreshot.attacks.crafting import Candidates, Crafting, Progress, chunk_size
 from foreshot.attacks.folding import frozen
 from foreshot.attacks.problem import Problem
 from foreshot.errors import ForeshotError
@@ -138,7 +138,7 @@ class Attack(Member):
         It decides which candidates are kept, and which are crafted again.
         """
         view = problem.view
-        said = logits(view.teacher, stored, view.compute, CHUNK).double()
+        said = logits(view.teacher, stored, view.compute, chunk_size(view.compute)).double()
         return F.log_softmax(said, 1)[:, view.target]
 
     def labels(self, indices: Tensor, view: AttackerView) -> Tensor | None:  # noqa: ARG002

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foreshot.attacks.folding import frozen
 from foreshot.attacks.problem import Chunk, Problem
-from foreshot.compute import with_threads
+from foreshot.compute import Compute, with_threads
 from foreshot.errors import ForeshotError
 from foreshot.executor import Failure, Serial
 from foreshot.progress import Event
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 CHUNK = 64
 """Images that are crafted together. Fixed and padded, so that no result depends on the split."""
+ON_GPU = 512
+"""As many of these networks' images take a GPU no longer than a tenth of them."""
+
+
+def chunk_size(compute: Compute) -> int:
+    """How many images are crafted together."""
+    return ON_GPU if compute.device.type == "cuda" else CHUNK
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +118,7 @@ class Crafting:
         """The chunk's images as they are stored; each is the same whichever the others are."""
         attack, count = self.attack, len(chunk.indices)
         # Filled up by repeating: a convolution of another batch size rounds otherwise.
-        filled = torch.arange(CHUNK if attack.convinces else count) % count
+        filled = torch.arange(chunk_size(self.view.compute) if attack.convinces else count) % count
         chunk = Chunk(chunk.indices[filled], chunk.images[filled], chunk.effort)
         problem = Problem.pose(chunk, attack, self.view, self.teacher, self.beside)
         stored = problem.store(attack.perturb(problem))
@@ -120,7 +127,8 @@ class Crafting:
 
     def chunks(self, indices: Tensor, effort: int) -> Iterator[Chunk]:
         """The images at `indices`, in parts that hold nothing of the rest of the set."""
-        for part in indices.split(CHUNK) if len(indices) else ():  # nothing splits into one part
+        size = chunk_size(self.view.compute)
+        for part in indices.split(size) if len(indices) else ():  # nothing splits into one part
             yield Chunk(part.clone(), self.view.images[part], effort)
 
     def outcomes(self, indices: Tensor, effort: int) -> Iterator[tuple[int, Candidates]]:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from foreshot.attacks.base import CHUNK, Problem
+from foreshot.attacks.base import Problem
+from foreshot.attacks.crafting import CHUNK
 from foreshot.attacks.pgd import Objective, Pgd
 from foreshot.attacks.rehearsal import Rehearsal
 from foreshot.compute import Compute
