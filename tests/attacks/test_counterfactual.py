@@ -125,6 +125,25 @@ def test_each_round_distils_a_surrogate_on_the_poison_of_the_last(
     assert by_hand.digest == two.digest
 
 
+def test_each_round_distils_one_surrogate_of_each_kind(tiny: Tiny, keep_rng: None) -> None:
+    heard: list[Event] = []
+    fields: dict[str, Any] = {**SMALL, "count": 20, "steps": 3, "weight": 0.01}
+    other = ResNet(depth=8, width=0.25, stem_stride=2)
+    pooled = Counterfactual(**fields, pool=(other,), rounds=2)
+    found = pooled.craft(seen(tiny, listener=heard.append))
+    stages = [event.stage for event in heard if event.kind == "start" and event.stage != "poison"]
+    assert stages == [f"surrogate student {number}" for number in (1, 2, 3, 4)]
+    attack, students, poison = Counterfactual(**fields), (), None
+    for number in (1, 3):
+        students += (
+            distilled(attack, seen(tiny), poison, number),
+            distilled(attack.model_copy(update={"student": other}), seen(tiny), poison, number + 1),
+        )
+        poison = Pgd.craft(attack, seen(tiny, students=students))
+    assert poison is not None
+    assert poison.digest == found.digest
+
+
 def test_of_augmented_views_the_teacher_is_asked_anew(tiny: Tiny, keep_rng: None) -> None:
     """The answers to the plain images are none to their crops."""
     fields: dict[str, Any] = {**SMALL, "training": Training(epochs=1, batch=40, augment="crop")}
@@ -161,9 +180,11 @@ def test_base_images_that_resist_have_their_share(share: float, tiny: Tiny) -> N
 
     view = seen(tiny, students=(Rule(lambda x: says(1 - x)), Rule(says)))
     attack = Counterfactual(count=60, rounds=2, resisting=share, steps=1, retries=0)
+    both_unlearned = attack.model_copy(update={"pool": (ResNet(depth=8),)})
     resists = level[Pgd.craft(attack, view).indices] <= half
     assert resists.sum() == round(60 * share)
     usual = Pgd.craft(attack.model_copy(update={"resisting": None}), view)
     unlearned = Pgd.craft(attack, replace(view, students=view.students[1:]))
     assert torch.equal(usual.indices, unlearned.indices)  # the first has seen no poison
+    assert torch.equal(usual.indices, Pgd.craft(both_unlearned, view).indices)  # nor have two
     assert not torch.equal(usual.indices, Pgd.craft(attack, view).indices)

@@ -21,12 +21,13 @@ from foreshot.views import AttackerView
 class Rehearsal(Attack):
     """An attack that distils surrogate students, and crafts with what they have learned.
 
-    The first is distilled on the clean set, that of each further round on the poison of the round
-    before; all of them are heeded.
+    Those of the first round are distilled on the clean set, those of each further round on the
+    poison of the round before; all of them are heeded.
 
     Args:
-        rounds: of distilling a surrogate and crafting.
+        rounds: of distilling surrogates and crafting.
         student: architecture of the surrogates; the attacker need not know the victim's.
+        pool: further architectures: each round distils one surrogate of each kind.
         training: how they are distilled, at a temperature of 4.
         resisting: share of the base images that shall be such as the last surrogate, which has
             learned from poison, does not take for the target yet when they are stamped: from the
@@ -35,6 +36,7 @@ class Rehearsal(Attack):
 
     rounds: int = Field(default=1, ge=1, le=20)
     student: AnyArchitecture = ResNet(depth=8)
+    pool: tuple[AnyArchitecture, ...] = ()
     training: Training = Training(epochs=4)
     resisting: float | None = Field(default=None, gt=0, lt=1)
 
@@ -48,8 +50,12 @@ class Rehearsal(Attack):
         view = replace(view, teacher_logits=view.answers())
         poison = None
         for number in range(self.rounds):
-            student = surrogate(view, self.student, self.training, poison, number + 1)
-            view = replace(view, students=(*view.students, student))
+            kinds = self.student, *self.pool
+            students = [
+                surrogate(view, kind, self.training, poison, number * len(kinds) + place)
+                for place, kind in enumerate(kinds, 1)
+            ]
+            view = replace(view, students=(*view.students, *students))
             # Only what is stored has to convince every time; the rest teaches a surrogate.
             retries = self.retries if number + 1 == self.rounds else 0
             poison = Attack.craft(self.model_copy(update={"retries": retries}), view)
@@ -59,8 +65,8 @@ class Rehearsal(Attack):
     def _bases(self, view: AttackerView) -> Tensor:
         """By turns images that resist and others, so that however many are taken hold the share."""
         order, share = self._ranked(view), self.resisting
-        if share is None or len(view.students) < 2:
-            return order  # the first surrogate has seen no poison
+        if share is None or len(view.students) == len(self.pool) + 1:
+            return order  # those of the first round have seen no poison
         stamp = partial(stamp_uint8, view.trigger)
         said = logits(view.students[-1], view.images[order], view.compute, change=stamp)
         resists = said.argmax(1) != view.target
