@@ -47,13 +47,17 @@ class Nad(Tuning):
             guide = deepcopy(student)
             self.tune(self.distiller(guide, view), view)
         # The last of one belongs to the last of the other, should one have more of them.
-        pairs = list(zip(stages(student)[::-1], stages(guide)[::-1], strict=False))
+        pairs = list(zip(*(stages(n, self.title)[::-1] for n in (student, guide)), strict=False))
         terms = [Term(loss=AT(), weight=self.weight, at=pairs)]
         self.tune(self.distiller(student, view, terms, guide), view)
 
 
-def stages(network: nn.Module) -> list[str]:
+def stages(network: nn.Module, who: str) -> list[str]:
     """The names of a network's stages, in their order.
+
+    Args:
+        network: any network.
+        who: the defence that needs them.
 
     Raises:
         ForeshotError: there are none.
@@ -61,7 +65,7 @@ def stages(network: nn.Module) -> list[str]:
     named = [name for name, _ in network.named_modules() if re.search(r"(^|\.)layer\d+$", name)]
     if not named:
         raise ForeshotError(
-            "defence nad: expected stages named layer1, layer2 and so on, "
+            f"defence {who}: expected stages named layer1, layer2 and so on, "
             f"found {type(network).__name__} without"
         )
     return named
