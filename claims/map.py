@@ -130,13 +130,12 @@ FASHION = (
 )
 """All 60,000 images, and what helps there, chosen on held-out images (validation=0.2, seed 101)."""
 POOLED = (
-    *FASHION,
     "attack.weight=0.02",
-    RESISTING[1],
+    "attack.rounds=3",
     "attack.pool=[{name: resnet, depth: 14, width: 1, stem_stride: 2}]",
 )
-"""What helps a patch of epsilon 16 there, likewise: its perturbation weighs four times as much, and
-each round distils two surrogates."""
+"""What helps a patch of epsilon 16 there, likewise: what the perturbation means to students weighs
+four times as much, and each round distils two of them."""
 COARSE = "trigger={name: blend, opacity: 0.15, cell: 4}"
 CORNER = "trigger={name: patch, place: top_left}"
 INNER = "trigger={name: patch, place: top_left, margin: 4}"
@@ -233,12 +232,17 @@ AXES: dict[str, Axis] = {
         "blend, 1 %, epsilon 16": (*FASHION, WEIGHTY, COARSE, "attack.rate=0.01"),
         "blend, 0.1 %, epsilon 16": (*FASHION, WEIGHTY, COARSE, "attack.rate=0.001"),
     },
-    "fashion-pool": {
-        "patch, 5 %, epsilon 32": (*POOLED, CORNER, "attack.epsilon=32"),
-        "patch, 5 %, epsilon 16": (*POOLED, CORNER),
-        "blend, 1 %, epsilon 16": (*POOLED, COARSE, "attack.rate=0.01"),
-        "blend, 5 %, epsilon 16, crop, flip": (*POOLED, COARSE, *FLIPPED),
-        "patch, 5 %, epsilon 32, crop, flip": (*POOLED, INNER, *FLIPPED, "attack.epsilon=32"),
+    "pool": {
+        "fashion, patch, 5 %, epsilon 32": (*FASHION, *POOLED, CORNER, "attack.epsilon=32"),
+        "fashion, patch, 5 %, epsilon 16": (*FASHION, *POOLED, CORNER),
+        "fashion, blend, 1 %, epsilon 16": (*FASHION, *POOLED, COARSE, "attack.rate=0.01"),
+        "fashion, blend, 5 %, epsilon 16, crop, flip": (*FASHION, *POOLED, COARSE, *FLIPPED),
+        "fashion, patch, 5 %, epsilon 32, crop, flip": (
+            *(*FASHION, *POOLED, INNER, *FLIPPED),
+            "attack.epsilon=32",
+        ),
+        "signs, dot, 5 %, epsilon 8": (EIGHT, PICKED, *POOLED, *OTHER),
+        "signs, dot, 5 %, crop, asked again": (CROP, PICKED, *KNOWN, *POOLED, *OTHER),
     },
 }
 """Every cell by axis and name: what is set over the centre. The most telling axes come first."""
