@@ -241,8 +241,10 @@ AXES: dict[str, Axis] = {
             *(*FASHION, *POOLED, INNER, *FLIPPED),
             "attack.epsilon=32",
         ),
-        "signs, dot, 5 %, epsilon 8": (EIGHT, PICKED, *POOLED, *OTHER),
-        "signs, dot, 5 %, crop, asked again": (CROP, PICKED, *KNOWN, *POOLED, *OTHER),
+    },
+    "hard-pool": {
+        "dot, 5 %, epsilon 8": (EIGHT, PICKED, *POOLED, *OTHER),
+        "dot, 5 %, crop, asked again": (CROP, PICKED, *KNOWN, *POOLED, *OTHER),
     },
 }
 """Every cell by axis and name: what is set over the centre. The most telling axes come first."""

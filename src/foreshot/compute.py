@@ -69,6 +69,9 @@ def compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
     if device == "cuda" and not torch.cuda.is_available():
         raise ForeshotError("device: expected a CUDA GPU, found none (--device cpu runs without)")
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if use_cuda:
+        # Some of cuDNN's algorithms add in any order: what was killed ended with other bits.
+        torch.backends.cudnn.deterministic = True
     if precision == "auto":
         fast = (
             torch.cuda.is_bf16_supported(including_emulation=False)
