@@ -40,6 +40,7 @@ from foreshot.progress import plain
 from foreshot.record import environment
 from foreshot.stages import CRAFTING, Stages
 from foreshot.store import Store, content_hash, home, source_digest
+from foreshot.workers import Workers
 
 FOLDER = Path(__file__).parent / "defences"
 SOURCE = (*CRAFTING, *DEFENDING, "guard.py", "stages.py", "division.py", "data", "metrics.py")
@@ -179,6 +180,7 @@ def fill(
     before = read_json(out) if out.exists() else {"measured": {}, "runs": []}
     done = {(run["attack"], run["defence"], run["seed"]): run for run in before["runs"]}
     now = same | {"source": circumstances["source"], "date": datetime.now(UTC).date().isoformat()}
+    now["workers"] = workers
     key = content_hash(now)[:8]
     measured: dict[str, dict[str, Any]] = before["measured"] | {key: now}
     left: dict[Cell, str] = {}
@@ -229,7 +231,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of torch, in each; a result depends on it")
     given = parser.parse_args()
     try:
-        with with_threads(given.threads):
+        with with_threads(Workers(workers=given.workers, threads=given.threads).threads_here):
             asked = given.attacks, given.defences, given.seeds
             fill(given.preset, *asked, given.device, given.workers)
     except ForeshotError as error:

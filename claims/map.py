@@ -47,6 +47,7 @@ from foreshot.record import environment
 from foreshot.stages import CRAFTING, Crafted, Stages, Trained
 from foreshot.store import Store, content_hash, home, source_digest
 from foreshot.triggers.base import Trigger, stamp_uint8, unperturbed
+from foreshot.workers import Workers
 
 FOLDER = Path(__file__).parent / "map"
 PRESET = "signs"
@@ -403,6 +404,7 @@ def fill(axis: str, seeds: list[int], same: dict[str, Any], device: Device, work
         "place": list(AXES).index(axis),
         "command": f"python claims/map.py {axis}",
         "source": environment()["source"],
+        "workers": workers,
         "cells": AXES[axis],
     }
     left = [(cell, seed) for seed in seeds for cell in cells if (cell, seed) not in rows]
@@ -506,7 +508,7 @@ def main() -> None:
     central = any(() in AXES[axis].values() for axis in given.axes)
     axes = list(dict.fromkeys([CENTRE] * central + given.axes)) or list(AXES)
     try:
-        with with_threads(given.threads):
+        with with_threads(Workers(workers=given.workers, threads=given.threads).threads_here):
             circumstances = environment()
             same = {
                 "schema": 1,

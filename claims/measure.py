@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, TypeVar
@@ -26,10 +27,11 @@ from typing import Any, TypeVar
 from foreshot.compute import compute
 from foreshot.config import load_config
 from foreshot.errors import ForeshotError
-from foreshot.executor import HERE, Failure, Processes
+from foreshot.executor import Failure
 from foreshot.files import read_json, write_json
 from foreshot.record import environment
 from foreshot.store import home
+from foreshot.workers import Workers
 
 T = TypeVar("T")
 
@@ -122,22 +124,33 @@ def outcomes(
         jobs: in the order in which they are to be started.
         workers: processes; 1 is this one.
         title: what a job is called, in what is printed.
+
+    Raises:
+        ForeshotError: a job came to nothing for a reason that is not its own.
     """
-    executor = HERE if workers == 1 else Processes(workers)
+    executor = Workers(workers=workers).executor
 
     def started(number: int) -> None:
         print(f"{title(jobs[number])}: begins", flush=True)
 
-    with closing(executor.map(work, jobs, started)) as ended:
-        for count, (number, outcome) in enumerate(ended, 1):
-            row, said = outcome, "measured"
-            if isinstance(outcome, Failure):
-                row = {"ok": False, "failed": outcome.reason}
-                said = "\n".join([f"FAILED: {outcome.reason}", outcome.trace]).strip()
-            elif "student" in outcome:
-                said = f"ASR {outcome['student']['asr']['value']:.1%}"
-            print(f"{count}/{len(jobs)} {title(jobs[number])}: {said}", flush=True)
+    with closing(executor.map(partial(tried, work), jobs, started)) as ended:
+        for count, (number, row) in enumerate(ended, 1):
+            name = title(jobs[number])
+            if isinstance(row, Failure):
+                raise ForeshotError(f"{name}: {row.reason}\n{row.trace}".strip())
+            said = f"FAILED: {row['failed']}" if "failed" in row else "measured"
+            if "student" in row:
+                said = f"ASR {row['student']['asr']['value']:.1%}"
+            print(f"{count}/{len(jobs)} {name}: {said}", flush=True)
             yield jobs[number], row
+
+
+def tried(work: Callable[[T], dict[str, Any]], job: T) -> dict[str, Any]:
+    """What was measured of a job, or why it failed."""
+    try:
+        return work(job)
+    except (ForeshotError, RuntimeError) as error:  # RuntimeError: torch's own
+        return {"ok": False, "failed": str(error)}
 
 
 def _run(preset: str, options: list[str], seed: int, device: str, folder: Path) -> dict[str, Any]:

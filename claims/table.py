@@ -237,6 +237,7 @@ def _circumstances(claim: Mapping[str, Any]) -> str:
         commit + (" with local changes" if source.get("dirty") else ""),
         host["gpu"] if claim["device"] == "cuda" else f"{host['cpu']} ({host['cpu_capability']})",
         f"{host['threads']} threads on {host['cores']} cores",
+        *([f"{claim['workers']} processes at once"] if claim.get("workers", 1) > 1 else []),
         claim["precision"],
         f"torch {claim['versions']['torch']}",
         claim["date"],

@@ -1,4 +1,3 @@
-import json
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -8,6 +7,7 @@ import pytest
 
 from foreshot.config import load_config
 from foreshot.distillation import LOSSES
+from foreshot.errors import ForeshotError
 
 FOLDER = Path(__file__).resolve().parent.parent / "claims"
 
@@ -132,18 +132,30 @@ def test_finished_seeds_are_kept_only_if_nothing_changed(tmp_path: Path):
     assert measure.kept(out, dirty) == []
 
 
+def weighed(job: str) -> dict[str, Any]:
+    if job == "heavy":
+        raise RuntimeError("not enough memory")
+    return {"student": {"asr": {"value": len(job) / 8}}}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_fails_is_a_row_beside_the_others(
     workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs = ['{"student": {"asr": {"value": 0.25}}}', "broken", '{"seconds": 2}']
     title = "cell {}".format
-    found = dict(measure.outcomes(json.loads, jobs, workers, title))
-    assert found.pop("broken")["ok"] is False
-    assert found == {job: json.loads(job) for job in jobs if job != "broken"}
+    found = dict(measure.outcomes(weighed, ["ab", "heavy", "abcd"], workers, title))
+    assert found["heavy"] == {"ok": False, "failed": "not enough memory"}
+    assert found["ab"] == weighed("ab")
+    assert found["abcd"] == weighed("abcd")
     said = capsys.readouterr().out
-    assert f"cell {jobs[0]}: ASR 25.0%" in said
-    assert "cell broken: FAILED: JSONDecodeError: Expecting value" in said
+    assert "cell ab: ASR 25.0%" in said
+    assert "cell heavy: FAILED: not enough memory" in said
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_the_program_is_no_row(workers: int) -> None:
+    with pytest.raises(ForeshotError, match=r"^cell 3: TypeError: .*\n(.*\n)+.*in weighed"):
+        list(measure.outcomes(weighed, ["ab", 3], workers, "cell {}".format))
 
 
 def test_check_fails_on_a_stale_readme(

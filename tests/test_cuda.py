@@ -3,7 +3,6 @@
 Skipped where there is no GPU.
 """
 
-import math
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import ARCHITECTURE, DIGITS, Tiny, stripes
-from foreshot.attacks import ATTACKS, Pgd
+from conftest import ARCHITECTURE, DIGITS, Tiny, stripes, trained
+from foreshot.attacks import ATTACKS, Pgd, crafting
 from foreshot.audit.student import audit_student
 from foreshot.compression import COMPRESSIONS
 from foreshot.compromises import COMPROMISES
 from foreshot.compute import CPU, Compute, compute
 from foreshot.config import Config, parse
-from foreshot.data import ImageSet
 from foreshot.defences import DEFENCES
 from foreshot.distillation import LOSSES
 from foreshot.experiment import run
-from foreshot.files import file_digest
+from foreshot.files import file_digest, read_tensors
 from foreshot.inference import place
 from foreshot.metrics import evaluate
 from foreshot.models import build
@@ -60,15 +58,18 @@ def test_poison_is_within_epsilon_and_the_same_again(
 
 
 def test_poison_does_not_depend_on_which_images_are_crafted_together(
-    engine: Compute, tiny: Tiny
+    engine: Compute, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attack, bases = Pgd(steps=5, retries=0), torch.arange(40)
+    """Whole chunks of 64, and parts of them."""
+    monkeypatch.setattr(crafting, "ON_GPU", 64)
+    attack = Pgd(steps=5, retries=0, direction="gradient", random_start=False)
+    bases = torch.arange(150)
     whole = attack.craft(there(tiny, engine, bases=bases))
-    part = attack.craft(there(tiny, engine, bases=bases[7:20]))
-    assert torch.equal(whole.images[7:20], part.images)
+    part = attack.craft(there(tiny, engine, bases=bases[7:110]))
+    assert torch.equal(whole.images[7:110], part.images)
 
 
-def trained(engine: Compute, checkpoint: Path | None = None, stop: int | None = None) -> str:
+def taught(engine: Compute, checkpoint: Path | None = None, stop: int | None = None) -> str:
     """The digest of a network that is trained; after epoch `stop`, if given, it is killed."""
     data = stripes(400, 0)
     assert data.labels is not None
@@ -98,11 +99,11 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(
     engine: Compute, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / ".teacher.safetensors"
-    whole = trained(engine)
+    whole = taught(engine)
     with pytest.raises(KeyboardInterrupt):
-        trained(engine, checkpoint, stop=2)
+        taught(engine, checkpoint, stop=2)
     assert checkpoint.exists()
-    assert trained(engine, checkpoint) == whole == trained(engine)
+    assert taught(engine, checkpoint) == whole == taught(engine)
 
 
 def test_the_evaluator_finds_what_it_finds_on_a_cpu(tiny: Tiny) -> None:
@@ -149,21 +150,24 @@ METHODS: dict[str, list[str]] = {
 }
 
 
-def checked(found: dict[str, Any]) -> None:
+def checked(config: Config, tmp_path: Path, store: Path) -> None:
+    """Runs an experiment: what is trained there is finite, and the teacher has learned."""
+    found = run(config, tmp_path / "run", device="cuda", store=store)
     assert found["teacher"]["sha256_before"] == found["teacher"]["sha256_after"]
-    for model in (found["teacher"], found["student"], *found["controls"].values()):
-        assert all(math.isfinite(model[key]["value"]) for key in ("clean_accuracy", "asr"))
+    assert found["teacher"]["clean_accuracy"]["value"] > 0.5
+    for path in (tmp_path / "run").rglob("*.safetensors"):
+        tensors, _ = read_tensors(path)
+        assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()), path
 
 
 @pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS.keys())
 def test_every_method_runs_there(settings: list[str], store: Path, tmp_path: Path) -> None:
-    checked(run(config(*settings), tmp_path / "run", device="cuda", store=store))
+    checked(config(*settings), tmp_path, store)
 
 
-@pytest.mark.parametrize("loss", sorted(set(LOSSES) & set(methods.METHODS)))
+@pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_runs_there(loss: str, store: Path, tmp_path: Path) -> None:
-    made = methods.configs(config(), loss)["labels"]
-    checked(run(made, tmp_path / "run", device="cuda", store=store))
+    checked(methods.configs(config(), loss)["labels"], tmp_path, store)
 
 
 def test_the_same_run_again_is_the_same_bits(tmp_path: Path) -> None:
@@ -177,9 +181,11 @@ def test_the_same_run_again_is_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_a_student_is_audited_there(tiny: Tiny) -> None:
-    engine = compute("cuda", "float32")
-    teacher = place(deepcopy(tiny.teacher), engine)
-    clean: ImageSet = tiny.test
-    found = audit_student(deepcopy(teacher), teacher, clean, compute=engine)
-    assert ((found.p >= 0) & (found.p <= 1)).all()
-    assert ((found.success >= 0) & (found.success <= 1)).all()
+    """A hundred steps apart, the sizes of the changes are those found on a CPU, about."""
+    engine, student = compute("cuda", "float32"), trained(tiny.train, seed=1)
+    networks = student, tiny.teacher
+    here = audit_student(*networks, tiny.test, compute=CPU)
+    there_ = audit_student(
+        *(place(deepcopy(n), engine) for n in networks), tiny.test, compute=engine
+    )
+    torch.testing.assert_close(there_.changes.sizes, here.changes.sizes, rtol=0.1, atol=0)

@@ -11,6 +11,11 @@ from torch import Tensor
 from foreshot.errors import ForeshotError
 from foreshot.together import size
 
+# Of whoever imports this, and so of workers as well. Some of cuDNN's algorithms add in any order,
+# and what was killed may end with other bits; by default they round float32 to ten bits.
+torch.backends.cudnn.deterministic = True
+torch.backends.cudnn.allow_tf32 = False
+
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -69,9 +74,6 @@ def compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
     if device == "cuda" and not torch.cuda.is_available():
         raise ForeshotError("device: expected a CUDA GPU, found none (--device cpu runs without)")
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    if use_cuda:
-        # Some of cuDNN's algorithms add in any order: what was killed ended with other bits.
-        torch.backends.cudnn.deterministic = True
     if precision == "auto":
         fast = (
             torch.cuda.is_bf16_supported(including_emulation=False)

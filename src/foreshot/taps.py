@@ -1,5 +1,6 @@
 """Outputs of the named layers of any network."""
 
+import re
 import weakref
 from collections.abc import Sequence
 from functools import partial
@@ -67,3 +68,22 @@ def _catch(
 def _version(output: Any) -> int:
     """How often a tensor has been changed in place; a compiler cannot tell, nor does it have to."""
     return output._version if isinstance(output, Tensor) and not is_compiling() else 0
+
+
+def stages(network: nn.Module, who: str) -> list[str]:
+    """The names of a network's stages, in their order.
+
+    Args:
+        network: any network.
+        who: the defence that needs them.
+
+    Raises:
+        ForeshotError: there are none.
+    """
+    named = [name for name, _ in network.named_modules() if re.search(r"(^|\.)layer\d+$", name)]
+    if not named:
+        raise ForeshotError(
+            f"defence {who}: expected stages named layer1, layer2 and so on, "
+            f"found {type(network).__name__} without"
+        )
+    return named

@@ -138,7 +138,8 @@ class Attack(Member):
         It decides which candidates are kept, and which are crafted again.
         """
         view = problem.view
-        said = logits(view.teacher, stored, view.compute, chunk_size(view.compute)).double()
+        batch = chunk_size(view.compute, stored)
+        said = logits(view.teacher, stored, view.compute, batch).double()
         return F.log_softmax(said, 1)[:, view.target]
 
     def labels(self, indices: Tensor, view: AttackerView) -> Tensor | None:  # noqa: ARG002

@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 CHUNK = 64
 """Images that are crafted together. Fixed and padded, so that no result depends on the split."""
 ON_GPU = 512
-"""As many of these networks' images take a GPU no longer than a tenth of them."""
+"""As many on a GPU, which they take little longer than `CHUNK` does, of 32 x 32 pixels; of larger
+images fewer, but `CHUNK`."""
 
 
-def chunk_size(compute: Compute) -> int:
-    """How many images are crafted together."""
-    return ON_GPU if compute.device.type == "cuda" else CHUNK
+def chunk_size(compute: Compute, images: Tensor) -> int:
+    """How many of such images, (..., C, H, W), are crafted together."""
+    if compute.device.type != "cuda":
+        return CHUNK
+    return max(CHUNK, min(ON_GPU, ON_GPU * 32**2 // images.shape[-2:].numel()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +121,8 @@ class Crafting:
         """The chunk's images as they are stored; each is the same whichever the others are."""
         attack, count = self.attack, len(chunk.indices)
         # Filled up by repeating: a convolution of another batch size rounds otherwise.
-        filled = torch.arange(chunk_size(self.view.compute) if attack.convinces else count) % count
+        size = chunk_size(self.view.compute, chunk.images) if attack.convinces else count
+        filled = torch.arange(size) % count
         chunk = Chunk(chunk.indices[filled], chunk.images[filled], chunk.effort)
         problem = Problem.pose(chunk, attack, self.view, self.teacher, self.beside)
         stored = problem.store(attack.perturb(problem))
@@ -127,7 +131,7 @@ class Crafting:
 
     def chunks(self, indices: Tensor, effort: int) -> Iterator[Chunk]:
         """The images at `indices`, in parts that hold nothing of the rest of the set."""
-        size = chunk_size(self.view.compute)
+        size = chunk_size(self.view.compute, self.view.images)
         for part in indices.split(size) if len(indices) else ():  # nothing splits into one part
             yield Chunk(part.clone(), self.view.images[part], effort)
 

@@ -65,7 +65,7 @@ class Rehearsal(Attack):
     def _bases(self, view: AttackerView) -> Tensor:
         """By turns images that resist and others, so that however many are taken hold the share."""
         order, share = self._ranked(view), self.resisting
-        if share is None or len(view.students) == len(self.pool) + 1:
+        if share is None or len(view.students) <= len(self.pool) + 1:
             return order  # those of the first round have seen no poison
         stamp = partial(stamp_uint8, view.trigger)
         said = logits(view.students[-1], view.images[order], view.compute, change=stamp)

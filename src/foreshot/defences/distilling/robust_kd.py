@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from foreshot.compute import Compute
 from foreshot.defences.distilling.base import Distilling
-from foreshot.defences.pool import Need, there
-from foreshot.defences.repairs.nad import stages
+from foreshot.defences.pool import BATCH, Need, there
 from foreshot.inference import evaluating, logits, pixels
 from foreshot.lesson import Lesson
-from foreshot.taps import Taps
+from foreshot.taps import Taps, stages
 from foreshot.training import Samples, Training, fit
 from foreshot.views import DefenderView
 
@@ -59,9 +59,9 @@ class RobustKD(Distilling):
     def detoxified(self, teacher: nn.Module, view: DefenderView) -> nn.Module:
         """A copy of the teacher whose stages give mixed features."""
         images = there(view.clean).images
-        mixed = Detoxification(self, teacher, pixels(images.to(view.compute.device)))
+        module = Detoxification(self, teacher, images, view.compute)
         fit(
-            mixed,
+            module,
             Samples(images, {"y": logits(teacher, images, view.compute).argmax(1)}),
             self.training,
             view.compute,
@@ -69,7 +69,7 @@ class RobustKD(Distilling):
             stage=self.title,
             listener=view.listener,
         )
-        return mixed.bounded().requires_grad_(False)
+        return module.bounded().requires_grad_(False)
 
 
 class Detoxification(nn.Module):
@@ -78,22 +78,20 @@ class Detoxification(nn.Module):
     Args:
         how: the bound of the masks and the weight.
         teacher: the teacher; it stays as it is.
-        x: clean images, float (n, C, H, W) in [0, 1].
+        images: clean images, uint8 (n, C, H, W).
+        compute: where the teacher is.
     """
 
-    def __init__(self, how: RobustKD, teacher: nn.Module, x: Tensor) -> None:
+    def __init__(self, how: RobustKD, teacher: nn.Module, images: Tensor, compute: Compute) -> None:
         super().__init__()
         self.how, self.teacher = how, deepcopy(teacher).requires_grad_(False)
         names = stages(self.teacher, how.title)
-        self.layers = [self.teacher.get_submodule(name) for name in names]
-        with evaluating(self.teacher), torch.no_grad():
-            before = Taps(self.teacher, names, "teacher")
-            self.teacher(x)
-            features = before.collect()
-        self.variances = [features[name].var(0).mean().item() for name in names]
-        for name, layer in zip(names, self.layers, strict=True):
-            mean = features[name].mean(0)
-            # On the layer, no layer of their own: names stay what the terms of a loss call them.
+        self.layers = {name: self.teacher.get_submodule(name) for name in names}
+        self.variances = {}
+        for name, (mean, variance) in statistics(self.teacher, names, images, compute).items():
+            self.variances[name] = variance.mean().item()
+            # On the layer itself, so that it stays what the terms of a loss call it.
+            layer = self.layers[name]
             layer.register_parameter("mask", nn.Parameter(torch.full_like(mean, how.most)))
             layer.register_parameter("constant", nn.Parameter(mean))
             layer.register_forward_hook(mixed)
@@ -103,8 +101,8 @@ class Detoxification(nn.Module):
         with evaluating(self.teacher):
             answers = self.bounded()(x).float()
         varying = [
-            feature.float().var(0).mean() / before
-            for feature, before in zip(self.taps.collect().values(), self.variances, strict=True)
+            feature.float().var(0).mean() / self.variances[name]
+            for name, feature in self.taps.collect().items()
         ]
         loss = F.cross_entropy(answers, y) + self.how.weight * torch.stack(varying).mean()
         return {"loss": loss}
@@ -112,9 +110,29 @@ class Detoxification(nn.Module):
     @torch.no_grad()
     def bounded(self) -> nn.Module:
         """The teacher, its masks within their bounds."""
-        for layer in self.layers:
+        for layer in self.layers.values():
             layer.get_parameter("mask").clamp_(0, self.how.most)
         return self.teacher
+
+
+@torch.no_grad()
+def statistics(
+    teacher: nn.Module, names: list[str], images: Tensor, compute: Compute
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and variance over images of each element of the layers' outputs, float32."""
+    taps, totals = Taps(teacher, names, "teacher"), dict.fromkeys(names, (0.0, 0.0))
+    with evaluating(teacher):
+        for part in images.split(BATCH):
+            teacher(pixels(part.to(compute.device)))
+            for name, feature in taps.collect().items():
+                wide, (total, squares) = feature.double(), totals[name]
+                totals[name] = total + wide.sum(0), squares + wide.square().sum(0)
+    found, count = {}, len(images)
+    for name, (total, squares) in totals.items():
+        mean = torch.as_tensor(total) / count
+        variance = (torch.as_tensor(squares) - count * mean.square()) / max(count - 1, 1)
+        found[name] = mean.float(), variance.float()
+    return found
 
 
 def mixed(layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:

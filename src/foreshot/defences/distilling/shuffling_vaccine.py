@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -29,7 +30,7 @@ class ShufflingVaccine(Distilling):
     backdoor does. A clean teacher has none, whatever the images. As in the authors' code
     (illidanlab/ABD, on out-of-distribution sets), an order counts only if the log of
     KL(f(x) || g(x)) is three deviations below its mean for a share `tail` of the images or more;
-    after `trials` orders without, nothing is left out. Left out is all that is done here: the
+    after `trials` orders without, nothing is left out. Leaving out is all that is done here: the
     authors also push the student away from the suspicious answers, and unlearn afterwards what
     turns it on all images (Self-Retrospection), for which there is the repair `i_bau`.
 
@@ -70,7 +71,6 @@ class ShufflingVaccine(Distilling):
         ).mean(0)
 
 
-@torch.no_grad()
 def shuffled(teacher: nn.Module, layers: int, random: torch.Generator) -> nn.Module:
     """A copy of a network whose last convolutions take their input channels in another order.
 
@@ -85,9 +85,15 @@ def shuffled(teacher: nn.Module, layers: int, random: torch.Generator) -> nn.Mod
             f"found {type(teacher).__name__} without"
         )
     for layer in convolutions[-layers:]:
-        order = torch.randperm(layer.weight.shape[1], generator=random)
-        layer.weight.copy_(layer.weight[:, order.to(layer.weight.device)])
+        # What they take, and not their weights: these may be made of others, as int8 is.
+        order = torch.randperm(layer.in_channels, generator=random).to(layer.weight.device)
+        layer.register_forward_pre_hook(partial(_reordered, order))
     return network
+
+
+def _reordered(order: Tensor, _layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """The input of a layer, its channels in that order: a hook before its forward."""
+    return (inputs[0][:, order],)
 
 
 def divergence(answers: Tensor, others: Tensor) -> Tensor:

@@ -1,17 +1,15 @@
 """Neural attention distillation: the student looks where a tuned copy of it looks."""
 
-import re
 from copy import deepcopy
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
-from torch import nn
 
 from foreshot.augment import STRONG
 from foreshot.defences.repairs.tuning import Tuning
 from foreshot.distillation import AT, Term
-from foreshot.errors import ForeshotError
 from foreshot.models.base import Normalized
+from foreshot.taps import stages
 from foreshot.training import Training
 from foreshot.views import DefenderView
 
@@ -50,22 +48,3 @@ class Nad(Tuning):
         pairs = list(zip(*(stages(n, self.title)[::-1] for n in (student, guide)), strict=False))
         terms = [Term(loss=AT(), weight=self.weight, at=pairs)]
         self.tune(self.distiller(student, view, terms, guide), view)
-
-
-def stages(network: nn.Module, who: str) -> list[str]:
-    """The names of a network's stages, in their order.
-
-    Args:
-        network: any network.
-        who: the defence that needs them.
-
-    Raises:
-        ForeshotError: there are none.
-    """
-    named = [name for name, _ in network.named_modules() if re.search(r"(^|\.)layer\d+$", name)]
-    if not named:
-        raise ForeshotError(
-            f"defence {who}: expected stages named layer1, layer2 and so on, "
-            f"found {type(network).__name__} without"
-        )
-    return named
