@@ -34,7 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from foreshot.attacks import PerturbationOnly
-from foreshot.attacks.base import CHUNK, frozen
+from foreshot.attacks.crafting import CHUNK
+from foreshot.attacks.folding import frozen
 from foreshot.compute import Compute, compute
 from foreshot.config import load_config
 from foreshot.extras import imported

@@ -182,10 +182,9 @@ def test_the_same_run_again_is_the_same_bits(tmp_path: Path) -> None:
 
 def test_a_student_is_audited_there(tiny: Tiny) -> None:
     """A hundred steps apart, the sizes of the changes are those found on a CPU, about."""
-    engine, student = compute("cuda", "float32"), trained(tiny.train, seed=1)
-    networks = student, tiny.teacher
-    here = audit_student(*networks, tiny.test, compute=CPU)
-    there_ = audit_student(
-        *(place(deepcopy(n), engine) for n in networks), tiny.test, compute=engine
-    )
-    torch.testing.assert_close(there_.changes.sizes, here.changes.sizes, rtol=0.1, atol=0)
+    sizes, other = [], trained(tiny.train, seed=1)
+    for where in (CPU, compute("cuda", "float32")):
+        student, teacher = (place(deepcopy(network), where) for network in (other, tiny.teacher))
+        found = audit_student(student, teacher, tiny.test, compute=where)
+        sizes.append(found.changes.sizes)
+    torch.testing.assert_close(*sizes, rtol=0.1, atol=0)

@@ -120,7 +120,8 @@ def statistics(
     teacher: nn.Module, names: list[str], images: Tensor, compute: Compute
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and variance over images of each element of the layers' outputs, float32."""
-    taps, totals = Taps(teacher, names, "teacher"), dict.fromkeys(names, (0.0, 0.0))
+    taps, nothing = Taps(teacher, names, "teacher"), torch.zeros((), device=compute.device)
+    totals = dict.fromkeys(names, (nothing, nothing))
     with evaluating(teacher):
         for part in images.split(BATCH):
             teacher(pixels(part.to(compute.device)))
@@ -129,8 +130,8 @@ def statistics(
                 totals[name] = total + wide.sum(0), squares + wide.square().sum(0)
     found, count = {}, len(images)
     for name, (total, squares) in totals.items():
-        mean = torch.as_tensor(total) / count
-        variance = (torch.as_tensor(squares) - count * mean.square()) / max(count - 1, 1)
+        mean = total / count
+        variance = (squares - count * mean.square()) / max(count - 1, 1)
         found[name] = mean.float(), variance.float()
     return found
 
