@@ -192,10 +192,9 @@ def test_a_feature_that_turns_both_is_not_reported(
 
 def test_scores_and_p_values_are_what_they_are_said_to_be(bad: StudentAudit) -> None:
     relative = (bad.changes.sizes.double() / bad.usual.double()).log()[bad.long]
-    assert float(bad.scores[bad.target]) == pytest.approx(float(relative.median() - relative.min()))
-    left_out = set(range(len(CLASSES))) - set(bad.long.tolist())
-    assert len(left_out) == 1
-    assert float(bad.scores[left_out.pop()]) == -float("inf")
+    highest = float(relative.quantile(0.5) - relative.min())
+    assert float(bad.scores[bad.target]) == pytest.approx(highest)
+    assert sorted(bad.long.tolist()) == list(range(len(CLASSES)))  # few enough to look at all
     clean = gumbel_r(scale=students.CLEAN_SPREAD * 6**0.5 / torch.pi)
     moved = students.CLEAN_MEAN - clean.mean()
     assert clean.std() == pytest.approx(students.CLEAN_SPREAD)
@@ -210,10 +209,10 @@ def test_it_goes_on_from_what_is_in_the_store(
     searches, stops = [], True
 
     def counted(*arguments, **options) -> Changes:
-        classes = arguments[4].classes.tolist()
-        if stops and len(classes) == 1 and arguments[1] is not None:  # the last group of all
+        alone = arguments[1] is not None
+        if stops and alone and searches[-1]:  # the last group of all
             raise KeyboardInterrupt
-        searches.append(classes)
+        searches.append(alone)
         return inversion.invert(*arguments, **options)
 
     monkeypatch.setattr(students, "invert", counted)
@@ -237,7 +236,7 @@ def test_it_goes_on_from_what_is_in_the_store(
     assert all(event.done <= event.total for event in advances)
     ended = [event.values for event in events if event.kind == "end"]
     assert [set(values) for values in ended] == [{"s/class"}] * 3
-    assert Event("student alone", "advance", 1440, 1440) in advances
+    assert Event("student alone", "advance", 1920, 1920) in advances
 
 
 @pytest.mark.parametrize(

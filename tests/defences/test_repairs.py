@@ -14,6 +14,7 @@ from small import config, go, save
 from torch import Tensor, nn
 
 from conftest import ARCHITECTURE, Rule, Tiny, stripes
+from foreshot.audit.inversion import misled
 from foreshot.compression.base import trainable
 from foreshot.compute import CPU
 from foreshot.data import ImageSet
@@ -433,31 +434,70 @@ def test_unlearning_asks_the_teacher_about_the_perturbed_images(view: DefenderVi
 # Relative unlearning ------------------------------------------------------------------------------
 
 
+def unlearning(
+    view: DefenderView, share: float, change: Tensor, largest: float
+) -> relative.Unlearning:
+    """A lesson of one change to class 1, with a student that has not moved."""
+    assert isinstance(view.student, Normalized)
+    student = view.student.eval()
+    lesson = RelativeUnlearning().distiller(student, view)
+    random = generator(0, "test")
+    module = relative.Unlearning(lesson, deepcopy(student), view.teacher, share, random)
+    module.heed(torch.tensor([1]), change, torch.tensor([largest]))
+    return module
+
+
+RAMP = torch.linspace(-0.2, 0.2, 144).reshape(1, 1, 12, 12)
+
+
 def test_relative_unlearning_holds_the_student_and_asks_the_teacher(view: DefenderView) -> None:
     """A student that has not moved loses nothing but what the teacher says of changed images."""
-    assert isinstance(view.student, Normalized)
+    assert view.student is not None
     listened, heard = overheard(view)
-    student, x = view.student.eval(), pixels(view.transfer.images[:40])
-    lesson = RelativeUnlearning().distiller(student, listened)
-    change = torch.linspace(-0.2, 0.2, 144).reshape(1, 1, 12, 12)
-    module = relative.Unlearning(lesson, deepcopy(student), change, 0.3, generator(0, "test"))
-    with torch.no_grad():
-        value = float(module(x, teacher_logits=torch.full((40, 4), torch.nan))["loss"])
-    (changed,) = heard
-    assert value == pytest.approx(0.3 * unlike(student, changed, view.teacher(changed)), rel=1e-4)
+    x = pixels(view.transfer.images[:40])
+    module = unlearning(listened, 0.3, RAMP, 0.2)
+    value = float(module(x, teacher_logits=torch.full((40, 4), torch.nan))["loss"].detach())
+    plain, stepped, changed = heard  # where the change is to keep its answers, and the lesson
+    assert torch.equal(plain, x)
+    assert torch.equal(stepped, (x + RAMP).clamp(0, 1))
+    theirs = unlike(view.student, changed, view.teacher(changed))
+    assert value == pytest.approx(0.3 * theirs, rel=1e-4)
+    _, change, _ = module.changes[0]
     inside = (changed > 0) & (changed < 1) & (change.abs() > 0.01)
     much = ((changed - x) / change).where(inside, torch.nan).flatten(1)
     each = much.nanmedian(1).values
     assert torch.allclose(much.nan_to_num(0), (each[:, None] * inside.flatten(1)), atol=1e-3)
-    assert 0.5 <= float(each.min()) < 1 < 3 < float(each.max()) <= 4
+    assert 0 <= float(each.min()) < 0.1 < 0.9 < float(each.max()) <= 1
+
+
+@pytest.mark.parametrize("largest", [0.02, 0.1])
+def test_a_change_comes_to_turn_the_student_alone_and_stays_within_reach(
+    largest: float, view: DefenderView
+) -> None:
+    assert view.student is not None
+    module, x = unlearning(view, 0.3, 0.001 * RAMP, largest), pixels(view.transfer.images)
+    said = view.teacher(x).argmax(1)
+    others = said != 1
+    worst, change, most = module.changes[0]
+
+    def loss(change: Tensor) -> float:
+        found, _ = misled(module.lesson.student, view.teacher, x, said, worst[:, None], change)
+        return float(found[0, others].mean().detach())
+
+    losses = [loss(change)]
+    for _ in range(20):
+        change = module.stepped(x, worst, change, most)
+        losses.append(loss(change))
+        assert float(change.square().mean().sqrt()) <= largest * (1 + 1e-5)
+    assert min(losses[1:]) < 0.8 * losses[0]
+    assert float(change.square().mean().sqrt()) == pytest.approx(largest, rel=0.05)
+    turned = view.student((x[others] + change).clamp(0, 1)).argmax(1) == 1
+    if largest == 0.1:
+        assert turned.double().mean() > 0.5
 
 
 def test_images_are_mixed_with_each_other(view: DefenderView) -> None:
-    assert isinstance(view.student, Normalized)
-    lesson = RelativeUnlearning().distiller(view.student, view)
-    module = relative.Unlearning(
-        lesson, view.student, torch.zeros(1, 1, 12, 12), 0.5, generator(0, "test")
-    )
+    module = unlearning(view, 0.5, RAMP, 0.2)
     ones = torch.eye(30).reshape(30, 1, 5, 6)
     mixed = module.mixed(ones).flatten(1)
     assert torch.allclose(mixed.sum(1), torch.ones(30))

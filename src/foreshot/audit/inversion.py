@@ -59,7 +59,7 @@ def faint(classes: Tensor, shape: tuple[int, int, int], seed: int) -> Changes:
         torch.randn(shape, generator=generator(seed, "inversion", c)) for c in classes.tolist()
     ]
     sizes = torch.full((len(classes),), START)
-    return Changes(classes, _sized(torch.stack(noises), sizes), sizes, torch.zeros_like(sizes))
+    return Changes(classes, sized(torch.stack(noises), sizes), sizes, torch.zeros_like(sizes))
 
 
 def invert(
@@ -110,24 +110,50 @@ def invert(
         x, y = pixels(images[index]), said[index]
         others = (y != classes).float()
         patterns.requires_grad_()
-        changed = (x + patterns[:, None]).clamp(0, 1).flatten(0, 1)
-        changed = changed.contiguous(memory_format=torch.channels_last)
-        ahead = lead(student(changed).float().unflatten(0, others.shape), classes)
-        loss, hit = F.softplus(-ahead), ahead > 0
-        if teacher is not None:
-            kept = lead(teacher(changed).float().unflatten(0, others.shape), y)
-            loss, hit = loss + F.softplus(-kept), hit & (kept > 0)
+        loss, hit = misled(student, teacher, x, y, classes, patterns)
         (slope,) = torch.autograd.grad((others * loss).sum(), patterns)
         now = (others * hit).sum(1) / others.sum(1).clamp(min=1)
         turned = MEMORY * turned + (1 - MEMORY) * now
-        speed = MOMENTUM * speed - _sized(slope, ones)
+        speed = MOMENTUM * speed - sized(slope, ones)
         left = 1 - step / steps
         if step >= WARM:
             sizes = sizes * torch.exp((0.07 + 0.17 * left) * (WANTED - turned))
         rate = 0.04 + 0.15 * (1 - math.cos(math.pi * left))
-        patterns = _sized(patterns.detach() + _sized(speed, rate * sizes), sizes)
+        patterns = sized(patterns.detach() + sized(speed, rate * sizes), sizes)
         tell(step + 1)
     return Changes(start.classes, patterns.cpu(), sizes.cpu(), turned.cpu())
+
+
+def misled(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    x: Tensor,
+    said: Tensor,
+    classes: Tensor,
+    patterns: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """How far changes are from turning a student alone, as `invert` descends it, and where they do.
+
+    Args:
+        student: float (n, C, H, W) in [0, 1] -> logits (n, K), in eval mode.
+        teacher: the same; None if the student alone counts.
+        x: images, float (n, C, H, W) in [0, 1].
+        said: what the teacher calls them, int64 (n,).
+        classes: what a student shall call them with each change, int64 (k, 1).
+        patterns: the changes, float (k, C, H, W).
+
+    Returns:
+        float and bool (k, n), of images that are called a change's class already as well.
+    """
+    changed = (x + patterns[:, None]).clamp(0, 1).flatten(0, 1)
+    changed = changed.contiguous(memory_format=torch.channels_last)
+    shape = len(patterns), len(x)
+    ahead = lead(student(changed).float().unflatten(0, shape), classes)
+    loss, hit = F.softplus(-ahead), ahead > 0
+    if teacher is not None:
+        kept = lead(teacher(changed).float().unflatten(0, shape), said)
+        loss, hit = loss + F.softplus(-kept), hit & (kept > 0)
+    return loss, hit
 
 
 @torch.no_grad()
@@ -162,7 +188,11 @@ def lead(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.gather(-1, index)[..., 0] - others
 
 
-def _sized(patterns: Tensor, sizes: Tensor) -> Tensor:
-    """Patterns of the same directions with these root mean squares."""
-    own = patterns.square().mean((1, 2, 3)).sqrt().clamp(min=1e-12)
-    return patterns * (sizes / own)[:, None, None, None]
+def sized(patterns: Tensor, sizes: Tensor) -> Tensor:
+    """Patterns of the same directions with these root mean squares, (k, C, H, W) and (k,)."""
+    return patterns * (sizes / size_of(patterns))[:, None, None, None]
+
+
+def size_of(patterns: Tensor) -> Tensor:
+    """Root mean squares of patterns, (k,)."""
+    return patterns.square().mean((1, 2, 3)).sqrt().clamp(min=1e-12)

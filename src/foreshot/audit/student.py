@@ -26,8 +26,10 @@ BATCH = 16
 """Images a step, for each class."""
 SCREENING, LONG = 25, 30
 """Steps for all classes, and further steps for the most suspicious."""
-FEWEST, MOST = 3, 10
-"""Classes that are looked at for longer: a quarter of all, within these bounds."""
+FEWEST = 3
+"""Classes that can be compared with each other."""
+SUSPECTS = 10
+"""Classes that are looked at for longer, at most."""
 TOGETHER = 1 << 22
 """Values of changed images at a time, at most: 43 classes of 3 x 32 x 32 are one batch."""
 RATED = 200
@@ -161,8 +163,7 @@ def audit_student(
         start = faint(torch.arange(classes), clean.shape, seed)
         turned, usual_took = search("teacher", teacher, None, start, SCREENING)
         changes, student_took = search("student", student, None, start, SCREENING)
-        count = min(max(classes // 4, FEWEST), MOST)
-        first = changes.sizes.argsort(stable=True)[:count]
+        first = changes.sizes.argsort(stable=True)[:SUSPECTS]
         alone, alone_took = search("student alone", student, teacher, changes.select(first), LONG)
     relative = alone.sizes / turned.sizes[first]
     return StudentAudit(

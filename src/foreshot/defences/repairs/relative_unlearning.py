@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foreshot.attacks.folding import frozen
+from foreshot.audit.inversion import misled, size_of, sized
 from foreshot.audit.student import audit_student
 from foreshot.defences.pool import there
 from foreshot.defences.repairs.tuning import Tuning
@@ -18,8 +19,8 @@ from foreshot.seeding import generator
 from foreshot.training import Training
 from foreshot.views import DefenderView
 
-FAINT, STRONG = 0.5, 4.0
-"""How much of a change is added: the smallest one that works is fainter than a trigger."""
+PACE = 0.15
+"""Length of a change's step, in units of the largest size that it may have."""
 
 
 class RelativeUnlearning(Tuning):
@@ -27,29 +28,38 @@ class RelativeUnlearning(Tuning):
 
     Each round searches for the class with the most suspicious change d of all images, as `foreshot
     audit student` does, and tunes on what the rounds have found, with M(x) the images x mixed in
-    pairs, S0 the student as it was, and s drawn from [0.5, 4]:
+    pairs, S0 the student as it was, and s drawn from [0, 1]:
 
         (1 - share) KL(S0(M(x)) || S(M(x))) + share KL(teacher(x + s d) || S(x + s d)).
 
+    Before each step d itself takes one towards what turns this student to its class, and not the
+    teacher, and may grow to `reach`. A trigger is larger than the smallest change that works, and
+    where one change is unlearned there are others to the same class: universal adversarial training
+    (Shafahi et al., arXiv 1811.11304), for the one class that is suspicious.
+
     The first term holds the student where it was, so that a change which was no trigger's costs
-    next to nothing; the teacher answers for the changed images themselves, so that what turns it as
-    well is not unlearned. BatchNorm keeps its running statistics.
+    little; the teacher answers for the changed images themselves, so that what turns it as well is
+    not unlearned. BatchNorm keeps its running statistics.
 
     Args:
         rounds: of searching and tuning. The trigger of little poison may be hidden behind what a
             student is weak at by itself, which the first rounds take away.
         share: of the second term, 0 to 1.
+        reach: largest root mean square of d, in units of that of the smallest change that turns
+            the teacher to the class.
     """
 
     name: Literal["relative_unlearning"] = "relative_unlearning"
-    rounds: int = Field(default=4, ge=1)
-    share: float = Field(default=0.05, gt=0, lt=1)
-    training: Training = Training(epochs=100, batch=32, lr=0.003, weight_decay=0.0)
+    rounds: int = Field(default=2, ge=1)
+    share: float = Field(default=0.15, gt=0, lt=1)
+    reach: float = Field(default=2.5, gt=0)
+    training: Training = Training(epochs=60, batch=32, lr=0.002, weight_decay=0.0)
 
     def mend(self, student: Normalized, view: DefenderView) -> None:
-        before, lesson = deepcopy(student).requires_grad_(False), self.distiller(student, view)
-        random, found = generator(view.seed, "repair", self.title), []
+        before = deepcopy(student).requires_grad_(False)
         teacher = frozen(view.teacher, view.compute)
+        random = generator(view.seed, "repair", self.title)
+        lesson = Unlearning(self.distiller(student, view), before, teacher, self.share, random)
         for number in range(self.rounds):
             audited = audit_student(
                 frozen(student, view.compute),
@@ -59,8 +69,10 @@ class RelativeUnlearning(Tuning):
                 compute=view.compute,
                 listener=view.listener,
             )
-            found.append(audited.changes.patterns[audited.target].to(view.compute.device))
-            self.tune(Unlearning(lesson, before, torch.stack(found), self.share, random), view)
+            worst = torch.tensor([audited.target])
+            largest = self.reach * audited.usual[worst]
+            lesson.heed(worst, audited.changes.patterns[worst], largest)
+            self.tune(lesson, view)
 
 
 class Unlearning(nn.Module):
@@ -69,7 +81,7 @@ class Unlearning(nn.Module):
     Args:
         lesson: the student's, with the student as its `student`.
         before: the student as it was.
-        changes: float (k, C, H, W), of pixels in [0, 1].
+        teacher: whom the changes are not to turn, ready for its gradient.
         share: of the lesson in the loss.
         random: draws pairs, changes and how much of them.
     """
@@ -78,14 +90,24 @@ class Unlearning(nn.Module):
         self,
         lesson: Distiller,
         before: nn.Module,
-        changes: Tensor,
+        teacher: nn.Module,
         share: float,
         random: torch.Generator,
     ) -> None:
         super().__init__()
-        self.lesson, self.share, self.random = lesson, share, random
+        self.lesson, self.teacher, self.share, self.random = lesson, teacher, share, random
         self.anchor = Distiller(lesson.student, before, [Term(loss=KD())])
-        self.changes = changes
+        self.changes: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def heed(self, worst: Tensor, change: Tensor, largest: Tensor) -> None:
+        """One more change.
+
+        Args:
+            worst: the class that it turns the student to, int64 (1,).
+            change: float (1, C, H, W), of pixels in [0, 1].
+            largest: the root mean square that it may have, float (1,).
+        """
+        self.changes.append((worst, change, largest))
 
     def forward(self, x: Tensor, **targets: Tensor) -> dict[str, Tensor]:
         # The teacher's answers to the plain images are not its answers to the changed ones.
@@ -102,10 +124,22 @@ class Unlearning(nn.Module):
         return share * x + (1 - share) * x[other]
 
     def changed(self, x: Tensor) -> Tensor:
-        """Each image with one of the changes."""
-        much = FAINT + (STRONG - FAINT) * self._drawn(len(x)).to(x)
-        which = torch.randint(len(self.changes), (len(x),), generator=self.random)
-        return (x + much * self.changes[which.to(x.device)]).clamp(0, 1)
+        """Each image with as much as is drawn of one of the changes, which takes a step before."""
+        which = int(torch.randint(len(self.changes), (), generator=self.random))
+        worst, change, largest = (part.to(x.device) for part in self.changes[which])
+        change = self.stepped(x, worst, change, largest)
+        self.changes[which] = worst, change, largest
+        return (x + self._drawn(len(x)).to(x) * change).clamp(0, 1)
+
+    def stepped(self, x: Tensor, worst: Tensor, change: Tensor, largest: Tensor) -> Tensor:
+        """A change, a step nearer to turning the student alone."""
+        with torch.no_grad():
+            said = self.teacher(x).argmax(1)
+        change = change.requires_grad_()
+        loss, _ = misled(self.lesson.student, self.teacher, x, said, worst[:, None], change)
+        (slope,) = torch.autograd.grad((loss * (said != worst)).sum(), change)
+        moved = change.detach() - PACE * sized(slope, largest)
+        return sized(moved, size_of(moved).minimum(largest))
 
     def _drawn(self, count: int) -> Tensor:
         return torch.rand(count, 1, 1, 1, generator=self.random)
