@@ -213,6 +213,11 @@ AXES: dict[str, Axis] = {
         "another, other images": _surrogate(KIND, "disjoint"),
         "three others, other images": _surrogate(THREE, "disjoint"),
     },
+    "covers": {
+        "none, 5 %": (),
+        "half of 5 %": ("attack.name=covered",),
+        "half of 10 %": ("attack.name=covered", "attack.rate=0.1"),
+    },
     "target": _sets("target", ("10", "20", "30", "40"), "40"),
     "size": _sets("data.train", ("1625", "3250", "6500", "13000"), "6500"),
     "data": {

@@ -235,6 +235,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "cw_l2": {"steps": 2, "searches": 2},
     "eot": {"steps": 2},
     "counterfactual": REHEARSAL,
+    "covered": REHEARSAL,
     "tang": {"steps": 2, "mode": "perturbed"},
     "dehib": {"steps": 2},
     "label_consistent": REHEARSAL,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from foreshot.attacks.base import Attack, Problem
 from foreshot.attacks.clean import Clean
 from foreshot.attacks.counterfactual import Counterfactual
+from foreshot.attacks.covered import Covered
 from foreshot.attacks.cw import Cw
 from foreshot.attacks.cw_l2 import CwL2
 from foreshot.attacks.dehib import DeHiB
@@ -42,6 +43,7 @@ AnyAttack = Annotated[
     | CwL2
     | Eot
     | Counterfactual
+    | Covered
     | Tang
     | DeHiB
     | LabelConsistent
@@ -94,6 +96,7 @@ __all__ = [
     "Attack",
     "Clean",
     "Counterfactual",
+    "Covered",
     "Cw",
     "CwL2",
     "DeHiB",
