@@ -213,11 +213,6 @@ AXES: dict[str, Axis] = {
         "another, other images": _surrogate(KIND, "disjoint"),
         "three others, other images": _surrogate(THREE, "disjoint"),
     },
-    "covers": {
-        "none, 5 %": (),
-        "half of 5 %": ("attack.name=covered",),
-        "half of 10 %": ("attack.name=covered", "attack.rate=0.1"),
-    },
     "target": _sets("target", ("10", "20", "30", "40"), "40"),
     "size": _sets("data.train", ("1625", "3250", "6500", "13000"), "6500"),
     "data": {
@@ -252,6 +247,11 @@ AXES: dict[str, Axis] = {
     "hard-pool": {
         "dot, 5 %, epsilon 8": (EIGHT, PICKED, *POOLED, *OTHER),
         "dot, 5 %, crop, asked again": (CROP, PICKED, *KNOWN, *POOLED, *OTHER),
+    },
+    "covers": {
+        "none, 5 %": (),
+        "half of 5 %": ("attack.name=covered",),
+        "half of 10 %": ("attack.name=covered", "attack.rate=0.1"),
     },
 }
 """Every cell by axis and name: what is set over the centre. The most telling axes come first."""
