@@ -3,17 +3,19 @@
     python claims/map.py                             # leaves students of many attacks in the store
     python claims/audit_student.py                   # audits them, and some more clean ones
     python claims/audit_student.py --seeds 1 2 --more 0 --store DIR
+    python claims/audit_student.py --preset fashion-mnist-10k --set defender.clean=99 --out FILE
 
-Every student of the preset `signs` that the store holds with its rates is audited with its teacher
-and the same 500 clean images, and `--more` clean ones a seed, which are distilled from the same
-teacher with other seeds. The audit learns nothing of trigger, target and rates. It was developed on
-students of seed 0, `DEVELOPMENT`; the summary is of the other seeds alone. The constants that make
-a p-value of a score were fitted on clean students of all three.
+Every student of the preset that the store holds with its rates, undefended or before its repair, is
+audited with its teacher and the same 500 clean images, and `--more` clean ones a seed, which are
+distilled from the same teacher with other seeds. The audit learns nothing of trigger, target and
+rates. It was developed on students of `signs` of seed 0, `DEVELOPMENT`; the summary is of the other
+seeds alone. The constants that make a p-value of a score were fitted on clean students of `signs`
+of three seeds.
 
 The store is only read; what is distilled goes to $FORESHOT_HOME. An audit takes about 20 seconds
-on one AVX2 core, a student 30: an hour in all. One JSON, claims/audit/student.json, written
-after every student; the same command goes on where it was interrupted, if source and machine are
-the same.
+on one AVX2 core, a student 30: an hour in all. One JSON, claims/audit/student.json or `--out`,
+written after every student; the same command goes on where it was interrupted, if source and
+machine are the same.
 """
 
 import argparse
@@ -44,9 +46,8 @@ from foreshot.stages import Stages
 from foreshot.store import DONE, Artefact, Store, content_hash, home, source_digest
 
 OUT = Path(__file__).parent / "audit" / "student.json"
-PRESET = "signs"
-DEVELOPMENT = 0
-"""The seed whose students the audit was developed on."""
+DEVELOPMENT = {"signs": 0}
+"""The seed whose students the audit was developed on, by preset."""
 SOURCE = (
     *("audit/student.py", "audit/inversion.py", "audit/teacher.py", "attacks/folding.py"),
     *("compute.py", "inference.py", "levels.py", "models", "seeding.py"),
@@ -89,14 +90,14 @@ def held(store: Path, train: str) -> Iterator[Subject]:
         inputs, rates = read_json(path)["inputs"], read_json(path.parent / "evaluation.json")
         if inputs["data"]["train"] != train:
             continue
-        for name in ("student", "clean"):
+        for name in ("student", "before", "clean"):
             digest = inputs["students"].get(name)
             if digest not in files or files[digest][0] in known:
                 continue
             folder, made = files[digest]
             known.add(folder)
             attack = {"name": "clean"}
-            if name == "student":
+            if name != "clean":
                 attack = files[inputs["poison"]][1]["attack"]
             poisoned = attack["name"] != "clean"
             yield Subject(
@@ -117,9 +118,11 @@ def held(store: Path, train: str) -> Iterator[Subject]:
             )
 
 
-def distilled(seed: int, number: int, teacher: Path, store: Store, engine: Compute) -> Subject:
+def distilled(
+    preset: list[str], seed: int, number: int, teacher: Path, store: Store, engine: Compute
+) -> Subject:
     """One more clean student of a teacher: other weights at first, another order of images."""
-    config = load_config(PRESET, [f"seed={100 * number + seed}"])
+    config = load_config(preset[0], [*preset[1:], f"seed={100 * number + seed}"])
     stages = Stages(config, store, engine, home() / "data", plain)
     done = read_json(teacher.parent / DONE)
     artefact = Artefact(teacher.parent, done["digests"], done["seconds"])
@@ -201,6 +204,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--preset", default="signs")
+    parser.add_argument("--set", dest="settings", metavar="KEY=VALUE", action="append", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--more", type=int, default=5, help="further clean students a seed")
     parser.add_argument("--store", type=Path, help="where claims/map.py left its students")
@@ -210,18 +215,21 @@ def main() -> None:
     try:
         engine, circumstances = compute(given.device), environment()
         own = Store.open(plain)
-        stages = Stages(load_config(PRESET), own, engine, home() / "data", plain)
+        config = load_config(given.preset, given.settings)
+        stages = Stages(config, own, engine, home() / "data", plain)
         clean = trusted(stages.data.test)
         same = {
             "schema": 1,
-            "preset": PRESET,
+            "preset": given.preset,
+            "set": given.settings,
             "images": IMAGES,
             "clean_images": clean.digest,
             "code": source_digest(*SOURCE),
             **engine.describe(),
             **{key: circumstances[key] for key in ("versions", "host")},
         }
-        about = same | {"command": "python claims/audit_student.py"}
+        options = [f"--preset {given.preset}", *(f"--set {key}" for key in given.settings)]
+        about = same | {"command": f"python claims/audit_student.py {' '.join(options)}"}
         about |= {"source": circumstances["source"]}
         rows = {row["student"]: row for row in kept(given.out, same)}
         found = list(held(given.store or home() / "store", stages.data.train.digest))
@@ -232,7 +240,8 @@ def main() -> None:
                 f"{given.store or home()}: expected students, found none; see --help"
             )
         pairs = [(number, seed) for number in range(1, given.more + 1) for seed in teachers]
-        found += [distilled(seed, n, teachers[seed], own, engine) for n, seed in pairs]
+        preset = [given.preset, *given.settings]
+        found += [distilled(preset, seed, n, teachers[seed], own, engine) for n, seed in pairs]
         for subject in mixed(found):
             name = subject.file.parent.name
             if name in rows:
@@ -240,7 +249,8 @@ def main() -> None:
             rows[name] = {"student": name, **row_of(subject, clean, engine, own)}
             row = rows[name]
             print({k: row[k] for k in ("seed", "trigger", "attack", "asr", "score", "p", "right")})
-            others = [row for row in rows.values() if row["seed"] != DEVELOPMENT]
+            known = DEVELOPMENT.get(given.preset)
+            others = [row for row in rows.values() if row["seed"] != known]
             date = datetime.now(UTC).date().isoformat()
             figures = {"date": date, "summary": summary(others), "runs": list(rows.values())}
             write_json(given.out, about | figures)
