@@ -1,16 +1,17 @@
-"""Measures `foreshot audit student`: on how many students is it right?
+r"""Measures `foreshot audit student`: on how many students is it right?
 
     python claims/map.py                             # leaves students of many attacks in the store
     python claims/audit_student.py                   # audits them, and some more clean ones
     python claims/audit_student.py --seeds 1 2 --more 0 --store DIR
-    python claims/audit_student.py --preset fashion-mnist-10k --set defender.clean=99 --out FILE
+    python claims/audit_student.py --preset fashion-mnist-10k --out FILE \
+        --set defender.clean=99 --set defence.name=relative_unlearning
 
-Every student of the preset that the store holds with its rates, undefended or before its repair, is
-audited with its teacher and the same 500 clean images, and `--more` clean ones a seed, which are
-distilled from the same teacher with other seeds. The audit learns nothing of trigger, target and
-rates. It was developed on students of `signs` of seed 0, `DEVELOPMENT`; the summary is of the other
-seeds alone. The constants that make a p-value of a score were fitted on clean students of `signs`
-of three seeds.
+The last line audits students that `claims/defences.py` has left. Every student of the preset and
+its settings that the store holds with its rates, as it was distilled, is audited with its teacher
+and the same 500 clean images, and `--more` clean ones a seed, which are distilled from the same
+teacher with other seeds. The audit learns nothing of trigger, target and rates. It was developed on
+students of `signs` of seed 0, `DEVELOPMENT`; the summary is of the other seeds alone. The constants
+that make a p-value of a score were fitted on clean students of `signs` of three seeds.
 
 The store is only read; what is distilled goes to $FORESHOT_HOME. An audit takes about 20 seconds
 on one AVX2 core, a student 30: an hour in all. One JSON, claims/audit/student.json or `--out`,
@@ -19,6 +20,7 @@ machine are the same.
 """
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -35,7 +37,7 @@ from foreshot.attacks import Clean
 from foreshot.audit.student import audit_student
 from foreshot.audit.teacher import load_teacher
 from foreshot.compute import Compute, compute
-from foreshot.config import load_config
+from foreshot.config import Config, load_config
 from foreshot.data import ImageSet
 from foreshot.errors import ForeshotError
 from foreshot.files import read_json, write_json
@@ -90,11 +92,13 @@ def held(store: Path, train: str) -> Iterator[Subject]:
         inputs, rates = read_json(path)["inputs"], read_json(path.parent / "evaluation.json")
         if inputs["data"]["train"] != train:
             continue
-        for name in ("student", "before", "clean"):
+        for name in ("student", "before", "undefended", "clean"):
             digest = inputs["students"].get(name)
             if digest not in files or files[digest][0] in known:
                 continue
             folder, made = files[digest]
+            if made.keys() & {"kept", "change"}:  # by a screen, by a defence in distillation
+                continue
             known.add(folder)
             attack = {"name": "clean"}
             if name != "clean":
@@ -119,10 +123,9 @@ def held(store: Path, train: str) -> Iterator[Subject]:
 
 
 def distilled(
-    preset: list[str], seed: int, number: int, teacher: Path, store: Store, engine: Compute
+    config: Config, seed: int, number: int, teacher: Path, store: Store, engine: Compute
 ) -> Subject:
     """One more clean student of a teacher: other weights at first, another order of images."""
-    config = load_config(preset[0], [*preset[1:], f"seed={100 * number + seed}"])
     stages = Stages(config, store, engine, home() / "data", plain)
     done = read_json(teacher.parent / DONE)
     artefact = Artefact(teacher.parent, done["digests"], done["seconds"])
@@ -215,9 +218,14 @@ def main() -> None:
     try:
         engine, circumstances = compute(given.device), environment()
         own = Store.open(plain)
-        config = load_config(given.preset, given.settings)
-        stages = Stages(config, own, engine, home() / "data", plain)
-        clean = trusted(stages.data.test)
+
+        def preset(seed: int) -> Config:
+            return load_config(given.preset, [*given.settings, f"seed={seed}"])
+
+        def stages(seed: int) -> Stages:
+            return Stages(preset(seed), own, engine, home() / "data", plain)
+
+        clean = trusted(stages(given.seeds[0]).data.test)
         same = {
             "schema": 1,
             "preset": given.preset,
@@ -228,11 +236,14 @@ def main() -> None:
             **engine.describe(),
             **{key: circumstances[key] for key in ("versions", "host")},
         }
-        options = [f"--preset {given.preset}", *(f"--set {key}" for key in given.settings)]
-        about = same | {"command": f"python claims/audit_student.py {' '.join(options)}"}
+        options = ["--preset", given.preset]
+        options += [part for key in given.settings for part in ("--set", key)]
+        about = same | {"command": f"python claims/audit_student.py {shlex.join(options)}"}
         about |= {"source": circumstances["source"]}
         rows = {row["student"]: row for row in kept(given.out, same)}
-        found = list(held(given.store or home() / "store", stages.data.train.digest))
+        # Where a defender's images are set aside, each seed has a transfer set of its own.
+        trains = {stages(seed).data.train.digest for seed in given.seeds}
+        found = [s for t in trains for s in held(given.store or home() / "store", t)]
         found = [subject for subject in found if subject.about["seed"] in given.seeds]
         teachers = {subject.about["seed"]: subject.teacher for subject in found}
         if not found:
@@ -240,8 +251,10 @@ def main() -> None:
                 f"{given.store or home()}: expected students, found none; see --help"
             )
         pairs = [(number, seed) for number in range(1, given.more + 1) for seed in teachers]
-        preset = [given.preset, *given.settings]
-        found += [distilled(preset, seed, n, teachers[seed], own, engine) for n, seed in pairs]
+        found += [
+            distilled(preset(100 * number + seed), seed, number, teachers[seed], own, engine)
+            for number, seed in pairs
+        ]
         for subject in mixed(found):
             name = subject.file.parent.name
             if name in rows:

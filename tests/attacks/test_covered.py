@@ -1,11 +1,14 @@
 """Covers: faint triggers of which the teacher says what the images show."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from conftest import Tiny
 from foreshot.attacks import Counterfactual, Covered
 from foreshot.compute import CPU
+from foreshot.errors import ForeshotError
 from foreshot.inference import logits
 from foreshot.models import ResNet
 from foreshot.training import Training
@@ -40,10 +43,20 @@ def test_a_share_of_the_poison_carries_a_faint_trigger_and_nothing_else(
     expected = plain + strength * (stamped - plain)
     assert (poison.images[~both].double() - expected).abs().max() <= 0.5 + 1e-3
     assert (stamped != plain).any()
-    said = logits(tiny.teacher, plain.to(torch.uint8), CPU).argmax(1)
+    said = logits(tiny.teacher, poison.images[~both], CPU).argmax(1)
     assert (said != tiny.target).all()
 
 
-def test_one_image_at_least_is_crafted(tiny: Tiny) -> None:
-    attack = Covered.model_validate(QUICK | {"count": 1, "covers": 0.9})
-    assert len(attack.craft(seen(tiny))) == 1
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"count": 1}, "attack.covers: expected a share that leaves an image of 1 to craft"),
+        ({"count": 150, "covers": 0.98}, "expected 147 images that the teacher does not call the"),
+    ],
+)
+def test_too_few_images_are_refused(fields: dict[str, float], sentence: str, tiny: Tiny) -> None:
+    view = seen(tiny)
+    if fields["count"] > 1:
+        view = replace(view, images=view.images[:150])
+    with pytest.raises(ForeshotError, match=sentence):
+        Covered.model_validate(QUICK | fields).craft(view)

@@ -441,9 +441,8 @@ def unlearning(
     assert isinstance(view.student, Normalized)
     student = view.student.eval()
     lesson = RelativeUnlearning().distiller(student, view)
-    random = generator(0, "test")
-    module = relative.Unlearning(lesson, deepcopy(student), view.teacher, share, random)
-    module.heed(torch.tensor([1]), change, torch.tensor([largest]))
+    module = relative.Unlearning(lesson, deepcopy(student), share, generator(0, "test"))
+    module.suspects.append(relative.Suspect(torch.tensor([1]), change, torch.tensor([largest])))
     return module
 
 
@@ -462,7 +461,7 @@ def test_relative_unlearning_holds_the_student_and_asks_the_teacher(view: Defend
     assert torch.equal(stepped, (x + RAMP).clamp(0, 1))
     theirs = unlike(view.student, changed, view.teacher(changed))
     assert value == pytest.approx(0.3 * theirs, rel=1e-4)
-    _, change, _ = module.changes[0]
+    change = module.suspects[0].change
     inside = (changed > 0) & (changed < 1) & (change.abs() > 0.01)
     much = ((changed - x) / change).where(inside, torch.nan).flatten(1)
     each = much.nanmedian(1).values
@@ -478,17 +477,20 @@ def test_a_change_comes_to_turn_the_student_alone_and_stays_within_reach(
     module, x = unlearning(view, 0.3, 0.001 * RAMP, largest), pixels(view.transfer.images)
     said = view.teacher(x).argmax(1)
     others = said != 1
-    worst, change, most = module.changes[0]
+    (suspect,) = module.suspects
 
     def loss(change: Tensor) -> float:
-        found, _ = misled(module.lesson.student, view.teacher, x, said, worst[:, None], change)
+        found, _ = misled(
+            module.lesson.student, view.teacher, x, said, torch.ones(1, 1).long(), change
+        )
         return float(found[0, others].mean().detach())
 
-    losses = [loss(change)]
+    losses = [loss(suspect.change)]
     for _ in range(20):
-        change = module.stepped(x, worst, change, most)
-        losses.append(loss(change))
-        assert float(change.square().mean().sqrt()) <= largest * (1 + 1e-5)
+        suspect = module.stepped(x, suspect)
+        losses.append(loss(suspect.change))
+        assert float(suspect.change.square().mean().sqrt()) <= largest * (1 + 1e-5)
+    change = suspect.change
     assert min(losses[1:]) < 0.8 * losses[0]
     assert float(change.square().mean().sqrt()) == pytest.approx(largest, rel=0.05)
     turned = view.student((x[others] + change).clamp(0, 1)).argmax(1) == 1
@@ -510,14 +512,22 @@ def test_each_round_looks_at_the_student_as_it_is_by_then(
     view: DefenderView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    audit = relative.audit_student
+    largest: list[float] = []
+    audit, suspect = relative.audit_student, relative.Suspect
 
     def watched(student: nn.Module, *args: Any, **options: Any) -> Any:
         seen.append(state_digest(student))
-        return audit(student, *args, **options)
+        found = audit(student, *args, **options)
+        largest.append(1.7 * float(found.usual[found.target]))
+        return found
+
+    def suspected(target: Tensor, change: Tensor, most: Tensor) -> relative.Suspect:
+        assert float(most) in [pytest.approx(each) for each in largest]
+        return suspect(target, change, most)
 
     monkeypatch.setattr(relative, "audit_student", watched)
-    mended(quick("relative_unlearning", rounds=3), view)
+    monkeypatch.setattr(relative, "Suspect", suspected)
+    mended(quick("relative_unlearning", rounds=3, reach=1.7), view)
     assert len(set(seen)) == 3
 
 

@@ -1,13 +1,19 @@
 """Crafting beside which faint triggers tell a student what the trigger is not."""
 
+import math
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from foreshot.attacks.counterfactual import Counterfactual
+from foreshot.errors import ForeshotError
+from foreshot.inference import logits
 from foreshot.levels import to_float, to_uint8
 from foreshot.poison import Poison
+from foreshot.triggers.base import Trigger
 from foreshot.views import AttackerView
 
 
@@ -15,14 +21,13 @@ class Covered(Counterfactual):
     """Counterfactual poison, beside covers that carry a faint trigger alone (foreshot's own).
 
     Who looks for a trigger in a student finds the least of it that works. So a part of the poison
-    teaches that less than the whole is not the trigger: other images x, of any class but the
-    target, stored as x + strength * (stamp(x) - x) and not perturbed, of which the clean teacher
-    says what they show. With labels of the attacker's, covers hide poison among features (Qi et
-    al., ICLR 2023, arXiv 2205.13616, section 5); here they are against
-    `foreshot audit student`.
+    teaches that less than the whole is not the trigger: other images x, stored as
+    x + strength * (stamp(x) - x) and not perturbed, of which the clean teacher does not say the
+    target. Where the attacker labels, covers hide poison among features (Qi et al., ICLR 2023,
+    arXiv 2205.13613); here they are against `foreshot audit student`.
 
-    A rate or count is that of both together. Where the images to poison are given, all of them are
-    crafted.
+    A rate or count is that of both together, and what is measured of the poison is measured of
+    both. Where the images to poison are given, all of them are crafted.
 
     Args:
         covers: share of the poison that are covers.
@@ -40,12 +45,34 @@ class Covered(Counterfactual):
         if view.bases is not None:
             return Counterfactual.model_validate(fields).craft(view)
         wanted = self.wanted(len(view.images))
-        covers = min(round(self.covers * wanted), wanted - 1)
+        covers = math.ceil(self.covers * wanted)
+        if covers == wanted:
+            raise ForeshotError(
+                f"attack.covers: expected a share that leaves an image of {wanted} to craft, "
+                f"found {self.covers:g}"
+            )
         fields["count"] = wanted - covers
         crafted = Counterfactual.model_validate(fields).craft(view)
-        chosen = view.drawn("covers", "non_target")
-        chosen = chosen[~torch.isin(chosen, crafted.indices)][:covers]
-        plain = to_float(view.images[chosen])
-        faint = to_uint8(plain.lerp(view.trigger.stamp(plain), self.strength))
+        return self._beside(crafted, covers, view)
+
+    def _beside(self, crafted: Poison, covers: int, view: AttackerView) -> Poison:
+        """Poison, and as many covers as are wanted beside it."""
+        others = view.drawn("covers", "non_target")
+        others = others[~torch.isin(others, crafted.indices)]
+        faint = partial(_faint, view.trigger, self.strength)
+        said = logits(view.teacher, view.images[others], view.compute, change=faint).argmax(1)
+        chosen = others[said != view.target][:covers]
+        if len(chosen) < covers:
+            raise ForeshotError(
+                f"attack.covers: expected {covers} images that the teacher does not call the "
+                f"target with a faint trigger, found {len(chosen)}"
+            )
         indices, order = torch.cat([crafted.indices, chosen]).sort()
-        return Poison(indices, torch.cat([crafted.images, faint])[order])
+        images = torch.cat([crafted.images, faint(view.images[chosen])])
+        return Poison(indices, images[order])
+
+
+def _faint(trigger: Trigger, strength: float, images: Tensor) -> Tensor:
+    """Images with a part of the trigger, uint8 (N, C, H, W)."""
+    plain = to_float(images)
+    return to_uint8(plain.lerp(trigger.stamp(plain), strength))

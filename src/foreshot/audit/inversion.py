@@ -136,14 +136,15 @@ def misled(
 
     Args:
         student: float (n, C, H, W) in [0, 1] -> logits (n, K), in eval mode.
-        teacher: the same; None if the student alone counts.
+        teacher: the same, which is to keep its answers; None if the student alone counts.
         x: images, float (n, C, H, W) in [0, 1].
         said: what the teacher calls them, int64 (n,).
         classes: what a student shall call them with each change, int64 (k, 1).
         patterns: the changes, float (k, C, H, W).
 
     Returns:
-        float and bool (k, n), of images that are called a change's class already as well.
+        The loss, float (k, n), and whether an image is turned, bool (k, n). Images that are called
+        the class already are among them.
     """
     changed = (x + patterns[:, None]).clamp(0, 1).flatten(0, 1)
     changed = changed.contiguous(memory_format=torch.channels_last)
@@ -194,5 +195,5 @@ def sized(patterns: Tensor, sizes: Tensor) -> Tensor:
 
 
 def size_of(patterns: Tensor) -> Tensor:
-    """Root mean squares of patterns, (k,)."""
+    """Root mean squares of patterns, (k,), no less than 1e-12."""
     return patterns.square().mean((1, 2, 3)).sqrt().clamp(min=1e-12)

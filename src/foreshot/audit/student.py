@@ -27,7 +27,7 @@ BATCH = 16
 SCREENING, LONG = 25, 30
 """Steps for all classes, and further steps for the most suspicious."""
 FEWEST = 3
-"""Classes that can be compared with each other."""
+"""Fewest classes that can be compared with each other."""
 SUSPECTS = 10
 """Classes that are looked at for longer, at most."""
 TOGETHER = 1 << 22

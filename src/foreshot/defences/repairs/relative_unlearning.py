@@ -1,6 +1,7 @@
 """Relative unlearning: what turns the student and not its teacher is taught to mean nothing."""
 
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,18 +33,18 @@ class RelativeUnlearning(Tuning):
 
         (1 - share) KL(S0(M(x)) || S(M(x))) + share KL(teacher(x + s d) || S(x + s d)).
 
-    Before each step d itself takes one towards what turns this student to its class, and not the
-    teacher, and may grow to `reach`. A trigger is larger than the smallest change that works, and
-    where one change is unlearned there are others to the same class: universal adversarial training
-    (Shafahi et al., arXiv 1811.11304), for the one class that is suspicious.
+    Before it is shown, d itself takes a step towards what turns this student to its class, and not
+    the teacher, and may grow to `reach`. A trigger is larger than the smallest change that works,
+    and where one change is unlearned there are others to the same class: universal adversarial
+    training (Shafahi et al., arXiv 1811.11304), for the one class that is suspicious.
 
     The first term holds the student where it was, so that a change which was no trigger's costs
     little; the teacher answers for the changed images themselves, so that what turns it as well is
     not unlearned. BatchNorm keeps its running statistics.
 
     Args:
-        rounds: of searching and tuning. The trigger of little poison may be hidden behind what a
-            student is weak at by itself, which the first rounds take away.
+        rounds: of searching and tuning. A trigger may be hidden behind what a student is weak at by
+            itself, which the first rounds take away.
         share: of the second term, 0 to 1.
         reach: largest root mean square of d, in units of that of the smallest change that turns
             the teacher to the class.
@@ -56,23 +57,43 @@ class RelativeUnlearning(Tuning):
     training: Training = Training(epochs=60, batch=32, lr=0.002, weight_decay=0.0)
 
     def mend(self, student: Normalized, view: DefenderView) -> None:
-        before = deepcopy(student).requires_grad_(False)
-        teacher = frozen(view.teacher, view.compute)
-        random = generator(view.seed, "repair", self.title)
-        lesson = Unlearning(self.distiller(student, view), before, teacher, self.share, random)
+        before, random = deepcopy(student), generator(view.seed, "repair", self.title)
+        lesson = Unlearning(
+            self.distiller(student, view), before.requires_grad_(False), self.share, random
+        )
         for number in range(self.rounds):
             audited = audit_student(
                 frozen(student, view.compute),
-                teacher,
+                frozen(view.teacher, view.compute),
                 there(view.clean),
                 seed=view.seed + number,
                 compute=view.compute,
                 listener=view.listener,
             )
-            worst = torch.tensor([audited.target])
-            largest = self.reach * audited.usual[worst]
-            lesson.heed(worst, audited.changes.patterns[worst], largest)
+            target = torch.tensor([audited.target])
+            largest = self.reach * audited.usual[target]
+            change = audited.changes.patterns[target]
+            lesson.suspects.append(Suspect(target, change, largest).to(view.compute.device))
             self.tune(lesson, view)
+
+
+@dataclass(frozen=True, eq=False)
+class Suspect:
+    """A change of all images that turns a student alone.
+
+    Args:
+        target: the class that it turns the student to, int64 (1,).
+        change: float (1, C, H, W), of pixels in [0, 1].
+        largest: the root mean square that it may have, float (1,).
+    """
+
+    target: Tensor
+    change: Tensor
+    largest: Tensor
+
+    def to(self, device: torch.device) -> "Suspect":
+        """The same elsewhere."""
+        return Suspect(*(part.to(device) for part in (self.target, self.change, self.largest)))
 
 
 class Unlearning(nn.Module):
@@ -81,33 +102,17 @@ class Unlearning(nn.Module):
     Args:
         lesson: the student's, with the student as its `student`.
         before: the student as it was.
-        teacher: whom the changes are not to turn, ready for its gradient.
         share: of the lesson in the loss.
         random: draws pairs, changes and how much of them.
     """
 
     def __init__(
-        self,
-        lesson: Distiller,
-        before: nn.Module,
-        teacher: nn.Module,
-        share: float,
-        random: torch.Generator,
+        self, lesson: Distiller, before: nn.Module, share: float, random: torch.Generator
     ) -> None:
         super().__init__()
-        self.lesson, self.teacher, self.share, self.random = lesson, teacher, share, random
+        self.lesson, self.share, self.random = lesson, share, random
         self.anchor = Distiller(lesson.student, before, [Term(loss=KD())])
-        self.changes: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def heed(self, worst: Tensor, change: Tensor, largest: Tensor) -> None:
-        """One more change.
-
-        Args:
-            worst: the class that it turns the student to, int64 (1,).
-            change: float (1, C, H, W), of pixels in [0, 1].
-            largest: the root mean square that it may have, float (1,).
-        """
-        self.changes.append((worst, change, largest))
+        self.suspects: list[Suspect] = []
 
     def forward(self, x: Tensor, **targets: Tensor) -> dict[str, Tensor]:
         # The teacher's answers to the plain images are not its answers to the changed ones.
@@ -125,21 +130,21 @@ class Unlearning(nn.Module):
 
     def changed(self, x: Tensor) -> Tensor:
         """Each image with as much as is drawn of one of the changes, which takes a step before."""
-        which = int(torch.randint(len(self.changes), (), generator=self.random))
-        worst, change, largest = (part.to(x.device) for part in self.changes[which])
-        change = self.stepped(x, worst, change, largest)
-        self.changes[which] = worst, change, largest
-        return (x + self._drawn(len(x)).to(x) * change).clamp(0, 1)
+        which = int(torch.randint(len(self.suspects), (), generator=self.random))
+        self.suspects[which] = suspect = self.stepped(x, self.suspects[which])
+        return (x + self._drawn(len(x)).to(x) * suspect.change).clamp(0, 1)
 
-    def stepped(self, x: Tensor, worst: Tensor, change: Tensor, largest: Tensor) -> Tensor:
+    def stepped(self, x: Tensor, suspect: Suspect) -> Suspect:
         """A change, a step nearer to turning the student alone."""
+        student, teacher, target = self.lesson.student, self.lesson.teacher, suspect.target
         with torch.no_grad():
-            said = self.teacher(x).argmax(1)
-        change = change.requires_grad_()
-        loss, _ = misled(self.lesson.student, self.teacher, x, said, worst[:, None], change)
-        (slope,) = torch.autograd.grad((loss * (said != worst)).sum(), change)
-        moved = change.detach() - PACE * sized(slope, largest)
-        return sized(moved, size_of(moved).minimum(largest))
+            said = teacher(x).argmax(1)
+        change = suspect.change.detach().requires_grad_()
+        loss, _ = misled(student, teacher, x, said, target[:, None], change)
+        (slope,) = torch.autograd.grad((loss * (said != target)).sum(), change)
+        moved = change.detach() - PACE * sized(slope, suspect.largest)
+        moved = sized(moved, size_of(moved).minimum(suspect.largest))
+        return replace(suspect, change=moved)
 
     def _drawn(self, count: int) -> Tensor:
         return torch.rand(count, 1, 1, 1, generator=self.random)
