@@ -175,7 +175,8 @@ def _grid(ax: "Axes", cells: Cells, sides: tuple[str, str]) -> None:
         if rates := _percents(runs, "student", "asr"):
             shares[y][x] = mean(rates)
             accuracy = mean(_percents(runs, "student", "clean_accuracy"))
-            text = f"{mean(rates):.0f}\n{min(rates):.0f} to {max(rates):.0f}\nacc. {accuracy:.0f}"
+            spread = f"\n{min(rates):.0f} to {max(rates):.0f}" if len(rates) > 1 else ""
+            text = f"{mean(rates):.0f}{spread}\nacc. {accuracy:.0f}"
             colour = "white" if mean(rates) < 60 else "black"
         ax.text(x, y, text, ha="center", va="center", color=colour)
     image = ax.imshow(shares, vmin=0, vmax=100, cmap="viridis", aspect="auto")
