@@ -8,7 +8,7 @@ A cell is what `foreshot run` with the command in its row measures. Of most scre
 alone; a student is distilled on what those of `DISTILLED` keep. The defender has the clean images
 of `SETTINGS`: enough of them to find 1 % of poison by a screen, and 1 % of the set for a repair.
 Columns named `adaptive` are attackers who know the defence: they craft through the changes that
-it makes, against several teachers, or put faint triggers beside the poison (half of 10 %).
+it makes, against several teachers, or let half of the poison be faint triggers.
 
 One JSON a preset, in claims/defences/, written after every cell; teachers, poison and undefended
 students are shared through the store. Run the same command again to go on: a cell that is in the
@@ -71,7 +71,7 @@ ATTACKS: dict[str, Settings] = {
     "adaptive: changes": (COUNTERFACTUAL, CHANGES),
     "adaptive: teachers": (COUNTERFACTUAL, OTHERS),
     "adaptive: both": (COUNTERFACTUAL, CHANGES, OTHERS),
-    "adaptive: covers": ("attack.name=covered", "attack.rate=0.1"),
+    "adaptive: covers": ("attack.name=covered",),
     "blend": (COUNTERFACTUAL, "trigger={name: blend, opacity: 0.15}"),
     **_attacks("fgsm", "cw", "cw_l2", "tang", "dehib"),
     # Of one class of 43 there are not as many images as 5 %.
