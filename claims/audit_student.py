@@ -75,12 +75,12 @@ class Subject:
     about: dict[str, Any]
 
 
-def held(store: Path, train: str) -> Iterator[Subject]:
-    """The students in a store that were distilled on a set and evaluated, once each.
+def held(store: Path, trains: set[str]) -> Iterator[Subject]:
+    """The students in a store that were distilled on one of some sets and evaluated, once each.
 
     Args:
-        store: where `claims/map.py` left them.
-        train: digest of the set.
+        store: where `claims/map.py` or `claims/defences.py` left them.
+        trains: digests of the sets.
     """
     files: dict[str, tuple[Path, dict[str, Any]]] = {}
     for stage in ("teacher", "poison", "student"):
@@ -90,9 +90,9 @@ def held(store: Path, train: str) -> Iterator[Subject]:
     known: set[Path] = set()
     for path in sorted(store.glob(f"evaluate/*/{DONE}")):
         inputs, rates = read_json(path)["inputs"], read_json(path.parent / "evaluation.json")
-        if inputs["data"]["train"] != train:
+        if inputs["data"]["train"] not in trains:
             continue
-        for name in ("student", "before", "undefended", "clean"):
+        for name in ("student", "undefended", "clean"):
             digest = inputs["students"].get(name)
             if digest not in files or files[digest][0] in known:
                 continue
@@ -243,7 +243,7 @@ def main() -> None:
         rows = {row["student"]: row for row in kept(given.out, same)}
         # Where a defender's images are set aside, each seed has a transfer set of its own.
         trains = {stages(seed).data.train.digest for seed in given.seeds}
-        found = [s for t in trains for s in held(given.store or home() / "store", t)]
+        found = list(held(given.store or home() / "store", trains))
         found = [subject for subject in found if subject.about["seed"] in given.seeds]
         teachers = {subject.about["seed"]: subject.teacher for subject in found}
         if not found:

@@ -141,12 +141,10 @@ def measure(config: Config, store: Store, engine: Compute, defence: str) -> dict
         found["seconds"] = watch.seconds
     students = {"student": defended.student}
     if isinstance(config.defence, Repair) and defended.undefended is not None:
-        students["before"] = defended.undefended
+        students["undefended"] = defended.undefended
     measured, _ = stages.evaluation(teacher, poison, students)
-    found["student"] = {key: measured["student"][key] for key in ("clean_accuracy", "asr")}
-    if isinstance(config.defence, Repair):
-        found["undefended"] = {key: measured["before"][key] for key in ("clean_accuracy", "asr")}
-    found["teacher"] = {key: measured["teacher"][key] for key in ("clean_accuracy", "asr")}
+    for name in (*students, "teacher"):
+        found[name] = {key: measured[name][key] for key in ("clean_accuracy", "asr")}
     found.setdefault("seconds", defended.student.artefact.seconds)
     return found
 

@@ -1,4 +1,4 @@
-"""Covers: faint triggers of which the teacher says what the images show."""
+"""Covers: faint triggers that the teacher does not call the target."""
 
 from dataclasses import replace
 

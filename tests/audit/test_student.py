@@ -202,6 +202,17 @@ def test_scores_and_p_values_are_what_they_are_said_to_be(bad: StudentAudit) -> 
         assert p == pytest.approx(clean.sf(score - moved))
 
 
+def test_of_a_class_that_is_not_looked_at_for_longer_nothing_is_known(
+    tiny: Tiny, pair: Pair, bad: StudentAudit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(students, "SUSPECTS", 3)
+    found = audit_student(bad.student, tiny.teacher, pair.clean)
+    (left_out,) = set(range(len(CLASSES))) - set(found.long.tolist())
+    assert float(found.scores[left_out]) == -float("inf")
+    assert float(found.p[left_out]) == 1
+    assert found.target == bad.target
+
+
 def test_it_goes_on_from_what_is_in_the_store(
     tiny: Tiny, pair: Pair, bad: StudentAudit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,5 @@
 """Crafting beside which faint triggers tell a student what the trigger is not."""
 
-import math
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -45,8 +44,8 @@ class Covered(Counterfactual):
         if view.bases is not None:
             return Counterfactual.model_validate(fields).craft(view)
         wanted = self.wanted(len(view.images))
-        covers = math.ceil(self.covers * wanted)
-        if covers == wanted:
+        covers = max(round(self.covers * wanted), 1)
+        if covers >= wanted:
             raise ForeshotError(
                 f"attack.covers: expected a share that leaves an image of {wanted} to craft, "
                 f"found {self.covers:g}"

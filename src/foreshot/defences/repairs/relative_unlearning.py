@@ -39,7 +39,7 @@ class RelativeUnlearning(Tuning):
     training (Shafahi et al., arXiv 1811.11304), for the one class that is suspicious.
 
     The first term holds the student where it was, so that a change which was no trigger's costs
-    little; the teacher answers for the changed images themselves, so that what turns it as well is
+    less; the teacher answers for the changed images themselves, so that what turns it as well is
     not unlearned. BatchNorm keeps its running statistics.
 
     Args:
@@ -57,14 +57,15 @@ class RelativeUnlearning(Tuning):
     training: Training = Training(epochs=60, batch=32, lr=0.002, weight_decay=0.0)
 
     def mend(self, student: Normalized, view: DefenderView) -> None:
-        before, random = deepcopy(student), generator(view.seed, "repair", self.title)
+        before, teacher = deepcopy(student), frozen(view.teacher, view.compute)
+        random = generator(view.seed, "repair", self.title)
         lesson = Unlearning(
             self.distiller(student, view), before.requires_grad_(False), self.share, random
         )
         for number in range(self.rounds):
             audited = audit_student(
                 frozen(student, view.compute),
-                frozen(view.teacher, view.compute),
+                teacher,
                 there(view.clean),
                 seed=view.seed + number,
                 compute=view.compute,
