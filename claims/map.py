@@ -151,9 +151,8 @@ FLIPPED = (
     "attack.temperature=1",
     "attack.weight=0.001",
 )
-"""An attacker who knows of the crops. What convinces the teacher of most of them comes first: of
-the classes, patterns and temperatures, those with which it does, on held-out images of a tenth of
-the set, while it does not take the trigger alone for the target."""
+"""An attacker who knows of the crops. The patterns and targets were chosen on held-out images of a
+tenth of the set, as those with which crops of the poison convince the teacher most."""
 
 AXES: dict[str, Axis] = {
     CENTRE: {CENTRE: ()},
