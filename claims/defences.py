@@ -131,7 +131,7 @@ def measure(config: Config, store: Store, engine: Compute, defence: str) -> dict
     if isinstance(config.defence, Screen):
         screened = guard.screen(teacher, poison)
         found["screen"] = quality(screened.verdict, poison.poison, config.target)
-        found["seconds"] = screened.artefact.seconds
+        found["seconds"] = screened.seconds
         if defence not in DISTILLED:
             return found
     defended = guard.student(teacher, poison)

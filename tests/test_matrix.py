@@ -26,11 +26,11 @@ def test_a_cell_is_what_its_names_say(preset: str) -> None:
             assert config.attack.rate == (0.01 if "1 %" in attack else 0.05)
             if attack in ("fgsm", "pgd", "cw"):
                 assert config.attack.name == attack
-            # Enough for a screen to find 1 % of poison; for a repair 1 % of the set itself.
+            # Enough for a screen to remove anything; for a repair 1 % of the set itself.
             if config.defence.kind == "repair":
                 assert config.defender.clean <= 100
             else:
-                assert 2 / (config.defender.clean * config.defender.level) <= 0.0101
+                assert 1 / (config.defender.clean / 2 + 1) <= config.defender.drop / 10
 
 
 def test_a_cell_is_what_foreshot_run_measures(

@@ -48,7 +48,7 @@ arrived = poison.apply(transfer)
 
 # All that a defence knows; neither the trigger nor the poisoned indices are among it.
 view = DefenderView(arrived, teacher, student=None, clean=clean, seed=0, compute=engine)
-verdict = judge(Background(), view, level=0.2)
+verdict = judge(Background(), view)
 found = quality(verdict, poison, target=0)  # the experimenter's, who knows the poison
 print(f"AUROC {found['auroc']:.3f}, removed {found['poison_removed']['value']:.0%} of the poison")
 print(f"and {found['clean_removed']['value']:.1%} of the rest")

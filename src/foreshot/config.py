@@ -79,12 +79,15 @@ class Defender(Part):
     those from its training, it is trained on these as well.
 
     Args:
-        clean: number of images that the defender trusts. Half of them are scored, and no poison
-            is removed that makes up less than a share 2 / (clean * level) of the transfer set.
-            With 0, p-values are guessed.
+        clean: number of images that the defender trusts. Half of them are scored, so that the
+            lowest p-value is 1 / (clean / 2 + 1). With 0, p-values are guessed.
         labels: whether the transfer set came with labels for the defender to look at. They are
             right where the attack changes images alone, and then give the poison away.
-        level: share of clean images to be expected among what is removed (false discovery rate).
+        drop: p-value up to which a screen removes images: with the poison, this share of the clean
+            images is lost, whether or not anything is poisoned.
+        level: if given, share of clean images to be expected among what is removed instead (false
+            discovery rate). A clean set mostly stays whole, but poison is not removed that makes up
+            less than a share 2 / (clean * level) of the transfer set.
         remove: share of the transfer set to remove instead, the most suspicious images: for screens
             that look at the student, which knows the transfer set and not the clean images, so that
             their scores do not compare.
@@ -92,8 +95,15 @@ class Defender(Part):
 
     clean: int = Field(default=500, ge=0)
     labels: bool = False
-    level: float = Field(default=0.2, gt=0, lt=1)
+    drop: float = Field(default=0.02, gt=0, lt=1)
+    level: float | None = Field(default=None, gt=0, lt=1)
     remove: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.level is not None and self.remove is not None:
+            raise ValueError("expected one of level and remove, found both")
+        return self
 
 
 class Config(Part):

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from foreshot.config import Config
 from foreshot.data import ImageSet, Splits
 from foreshot.data.tensor import TensorFile, save_images
+from foreshot.defences import Screen
+from foreshot.defences.conformal import check_enough
 from foreshot.errors import ForeshotError
 from foreshot.store import Store, source_digest
 
@@ -91,4 +93,7 @@ def _defended(config: Config) -> int:
         raise ForeshotError(f"defence {defence.name}: expected defender.clean > 0, found 0")
     if "labels" in defence.needs and not defender.labels:
         raise ForeshotError(f"defence {defence.name}: expected defender.labels true, found false")
+    by_p = defender.level is None and defender.remove is None
+    if isinstance(defence, Screen) and by_p and defender.clean:
+        check_enough(defence, defender.clean, defender.drop)
     return defender.clean

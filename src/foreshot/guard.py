@@ -27,7 +27,7 @@ from foreshot.errors import ForeshotError
 from foreshot.files import write_json
 from foreshot.lesson import Lesson
 from foreshot.models.checkpoint import save_model
-from foreshot.progress import Event
+from foreshot.progress import Event, Listener
 from foreshot.seeding import derived
 from foreshot.stages import TRAINING, Crafted, Stages, Trained
 from foreshot.store import Artefact, content_hash, source_digest
@@ -205,14 +205,13 @@ class Guard:
         def work(folder: Path) -> None:
             stages.listener(Event(title, "start"))
             view = self._view(title, teacher, poison, undefended, second)
-            verdict = judge(screen, view, defender.level, defender.remove)
+            rule = defender.model_dump(include={"drop", "level", "remove"})
+            verdict = judge(screen, view, **rule)
             if not len(verdict.kept):
                 raise ForeshotError(
                     f"defence {screen.title}: expected images to distil on, "
                     f"found all {len(verdict.p)} removed"
                 )
-            # The student has seen the transfer set, and not the clean images: nothing is promised.
-            verdict = replace(verdict, calibrated=verdict.calibrated and undefended is None)
             verdict.save(folder / "screen.safetensors")
             about = {
                 "defence": screen.title,
@@ -294,7 +293,7 @@ class Guard:
             # From the experiment's seed follows which images the attacker takes.
             seed=derived(self.config.seed, "defender"),
             compute=stages.compute,
-            listener=lambda event: stages.listener(replace(event, stage=label)),
+            listener=_retitled(stages.listener, label),
             second=second and second.model,
         )
 
@@ -317,6 +316,11 @@ class Guard:
             "defence": defence and defence.model_dump(mode="json"),
             "defender": self.config.defender.model_dump(mode="json"),
         }
+
+
+def _retitled(listener: Listener, label: str) -> Listener:
+    """Tells of all events as of one stage. A defence that looked into it would find no secret."""
+    return lambda event: listener(replace(event, stage=label))
 
 
 def _title(kind: str, label: str) -> str:

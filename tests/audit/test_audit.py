@@ -12,11 +12,11 @@ from torch import Tensor
 from conftest import Tiny, stripes
 from foreshot.attacks import Pgd
 from foreshot.audit.data import audit
-from foreshot.audit.verdict import exponential_tails, set_test
+from foreshot.audit.verdict import set_test
 from foreshot.compute import CPU
 from foreshot.data import ImageSet
 from foreshot.defences import Combined, Scores, judge
-from foreshot.defences.conformal import benjamini_hochberg, p_values
+from foreshot.defences.conformal import benjamini_hochberg, exponential_tails, p_values
 from foreshot.defences.screens import (
     LabelDisagreement,
     Mahalanobis,
@@ -137,7 +137,7 @@ def test_poison_is_found_and_its_target_named(tiny: Tiny, poison: Poison) -> Non
 def test_the_images_p_values_are_those_of_the_combined_screen(tiny: Tiny) -> None:
     transfer = stripes(60, 7)
     view = DefenderView(transfer, tiny.teacher, None, stripes(80, 5), 3, CPU)
-    verdict = judge(Combined(), view)
+    verdict = judge(Combined(), view, 0.05)
     found = audit(transfer, tiny.teacher, clean=stripes(80, 5), seed=3)
     assert torch.equal(found.p, verdict.p)
     assert torch.equal(found.p[found.rank], found.p.sort().values)

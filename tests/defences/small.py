@@ -42,7 +42,7 @@ def config(data: Path, *settings: str, defence: Any = None) -> Config:
         "trigger": {"name": "patch", "size": 2},
         "target": 1,
         "attack": {"name": "dirty_label", "count": BAD},
-        "defender": {"clean": CLEAN},
+        "defender": {"clean": CLEAN, "drop": 0.05},
         "controls": [],
     }
     made = parse(yaml.safe_dump(tree), "test", settings)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import false_discovery_control, hmean, norm
+from scipy.stats import false_discovery_control, hmean
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from foreshot.defences.base import Scores
-from foreshot.defences.combined import evidence
-from foreshot.defences.conformal import benjamini_hochberg, enriched, normal_tails, p_values
+from foreshot.defences.combined import combined, evidence
+from foreshot.defences.conformal import benjamini_hochberg, enriched, exponential_tails, p_values
 from foreshot.defences.scoring import found
 from foreshot.poison import Poison
 
@@ -61,16 +61,21 @@ def test_evidence_is_the_harmonic_mean_of_p_values() -> None:
     np.testing.assert_allclose(3 / total[:40].numpy(), hmean(p, axis=0))
 
 
-def test_without_clean_images_p_values_are_normal_tails() -> None:
-    scores = 3 + 5 * normal(20000)
-    np.testing.assert_allclose(
-        normal_tails(scores), norm.sf(scores.numpy(), scores.mean(), scores.std()), atol=0.02
-    )
+@pytest.mark.parametrize("screens", [1, 2, 4])
+def test_without_clean_images_a_guess_loses_no_more_clean_images_than_with(screens: int) -> None:
+    scores = combined(list(normal(screens, 20000)), 0)
+    for bound in (0.01, 0.05):
+        assert float((exponential_tails(scores) <= bound).double().mean()) < 1.3 * bound
 
 
 def test_where_most_scores_are_equal_nothing_can_be_said_of_the_others() -> None:
-    scores = torch.tensor([0.4] * 600 + [0.6] * 300 + [1.0] * 100, dtype=torch.float64)
-    assert not len(benjamini_hochberg(normal_tails(scores), 0.2))
+    scores = torch.tensor([0.4] * 800 + [0.6] * 150 + [1.0] * 50, dtype=torch.float64)
+    assert not len(benjamini_hochberg(exponential_tails(scores), 0.2))
+
+
+def test_p_values_at_the_bound_are_flagged() -> None:
+    p = torch.ones(1000, dtype=torch.float64).index_fill(0, torch.arange(200), 0.01)
+    assert len(benjamini_hochberg(p, 0.05)) == 200
 
 
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.3])

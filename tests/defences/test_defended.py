@@ -81,9 +81,9 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[DefenderView]:
     """What the defender saw."""
     views: list[DefenderView] = []
 
-    def kept(screen: Any, view: DefenderView, *rest: Any) -> Verdict:
+    def kept(screen: Any, view: DefenderView, **rule: Any) -> Verdict:
         views.append(view)
-        return judge(screen, view, *rest)
+        return judge(screen, view, **rule)
 
     monkeypatch.setattr(guard, "judge", kept)
     return views
@@ -294,7 +294,9 @@ def test_what_a_defence_lacks_is_said_before_anything_is_computed(
     [
         ("defence.name=spectral", "test: defence.name: found 'spectral'; did you mean 'spectre'?"),
         ("defence=combined", "test: defence: expected a name, one of consistency, "),
+        ("defender.drop=0", "test: defender.drop: input should be greater than 0, found 0"),
         ("defender.level=0", "test: defender.level: input should be greater than 0, found 0"),
+        ("defender={level: 0.1, remove: 0.1}", "test: defender: expected one of level and remove"),
         ("defender.remove=1", "test: defender.remove: input should be less than 1, found 1"),
         ("defender.clean=-1", "test: defender.clean: input should be greater than or equal to 0"),
         ("defender.claen=3", "test: defender.claen: no such key; did you mean 'clean'?"),

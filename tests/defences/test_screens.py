@@ -406,7 +406,7 @@ def test_the_default_screens_find_pgd_poison(tiny: Tiny) -> None:
     )
     for screen in (TeacherConsistency(), SecondTeacher(), LabelDisagreement(), Frequency()):
         assert found(screen.score(seen).transfer, poison)["auroc"] >= 0.95, screen.name
-    verdict = judge(SecondTeacher(), seen, 0.2)
+    verdict = judge(SecondTeacher(), seen)
     assert verdict.target == tiny.target
     assert set(poison.indices.tolist()) & set(verdict.flagged.tolist())
 

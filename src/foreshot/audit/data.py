@@ -9,12 +9,17 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from foreshot.audit.verdict import exponential_tails, set_test
+from foreshot.audit.verdict import set_test
 from foreshot.compute import CPU, Compute
 from foreshot.data.base import ImageSet
 from foreshot.defences import SCREENING, Scores, Screen
 from foreshot.defences.combined import DEFAULT, combined
-from foreshot.defences.conformal import benjamini_hochberg, enriched, p_values
+from foreshot.defences.conformal import (
+    benjamini_hochberg,
+    enriched,
+    exponential_tails,
+    p_values,
+)
 from foreshot.errors import ForeshotError
 from foreshot.files import read_tensors, write_tensors
 from foreshot.models.checkpoint import network_digest
@@ -107,7 +112,7 @@ def audit(
 
     The verdict is that of `verdict.set_test`, the images' p-values are those of the screen
     `combined`. Without clean images both are guesses: the smallest tail of any screen
-    (`verdict.exponential_tails`), times their number, and Simes' test of these.
+    (`conformal.exponential_tails`), times their number, and Simes' test of these.
 
     Args:
         transfer: the set; its labels are looked at if it has any, and so has the clean set.

@@ -174,7 +174,8 @@ def success(
         student_says, teacher_says = student(changed).argmax(1), teacher(changed).argmax(1)
         alone = (student_says == target) & (teacher_says == said[others])
         rows.append(torch.stack([student_says == target, teacher_says == target, alone]))
-    return torch.stack([row.float().mean(1) for row in rows]).cpu()
+    # Where all images are called t already there is nothing to turn.
+    return torch.stack([row.float().sum(1) / max(row.shape[1], 1) for row in rows]).cpu()
 
 
 def lead(logits: Tensor, classes: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from foreshot.audit.data import audit
 from foreshot.audit.reading import Wanted, read_set
-from foreshot.audit.report import Report, check_free
+from foreshot.audit.report import Report, check_apart, check_free
 from foreshot.audit.student import audit_student
 from foreshot.audit.student_report import StudentReport
 from foreshot.audit.teacher import Teacher, load_teacher
@@ -56,6 +56,7 @@ class Job:
     def run(self, listener: Listener = silent) -> Report:
         """Reads, screens and writes; scores of finished screens are found in the store."""
         screens = [_screen(name) for name in self.screens]
+        check_apart(self.out, self.source, *([self.clean] if self.clean else []))
         if self.write_clean is not None:
             check_free(self.source, self.write_clean, self.out)
         engine = compute(self.device)
@@ -129,6 +130,7 @@ class StudentJob:
 
     def run(self, listener: Listener = silent) -> StudentReport:
         """Reads, searches and writes; what was found before is taken from the store."""
+        check_apart(self.out, self.clean)
         engine = compute(self.device)
         teacher = load_teacher(self.teacher, self.architecture, self.size, engine)
         student = load_teacher(self.student, self.student_architecture, self.size, engine)

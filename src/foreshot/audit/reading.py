@@ -1,7 +1,8 @@
 """Pictures of a folder or a file as one set: what cannot be read is named, and left out."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -25,12 +26,14 @@ class Found:
     Args:
         images: the set; its classes are the teacher's.
         names: of its images: paths within the folder, or numbers.
+        digests: of the files, SHA-256; empty where the set is one file.
         skipped: what was not read, and why, by path within the folder.
     """
 
     images: ImageSet
     names: list[str]
     skipped: dict[str, str]
+    digests: list[bytes] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -94,17 +97,19 @@ def _folder(root: Path, wanted: Wanted) -> Found:
         )
     files = _files(root)
     images, again = room((len(files), *wanted.shape), wanted.cache)
-    names, labels, skipped = [], [], {}
+    names, labels, digests, skipped = [], [], [], {}
     tell = wanted.listener
     tell(Event(wanted.stage, "start", total=len(files)))
     for done, path in enumerate(files, 1):
         name = str(path.relative_to(root))
         try:
             label = _label(path.relative_to(root), wanted) if wanted.labels else 0
-            picture = decoded(_content(path, root), channels, height, str(path))
+            content = content_of(path, root)
+            picture = decoded(content, channels, height, str(path))
             images[len(names)] = tensor(picture)
             names.append(name)
             labels.append(label)
+            digests.append(sha256(content).digest())
         except ForeshotError as error:
             if wanted.refuse:
                 raise ForeshotError(printable(str(error))) from error
@@ -118,7 +123,7 @@ def _folder(root: Path, wanted: Wanted) -> Found:
         )
     remap = again and (lambda: again()[: len(names)])
     kept = ImageSet(images[: len(names)], torch.tensor(labels), wanted.classes, remap)
-    return Found(kept, names, skipped)
+    return Found(kept, names, skipped, digests)
 
 
 def _files(root: Path) -> list[Path]:
@@ -135,7 +140,8 @@ def _files(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def _content(path: Path, root: Path) -> bytes:
+def content_of(path: Path, root: Path) -> bytes:
+    """What a picture's file holds; it has to be a regular one, and may not lead out of `root`."""
     try:
         if not path.resolve().is_relative_to(root.resolve()):
             raise ForeshotError(f"{path}: expected to stay in {root}, found a link that leads out")

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from foreshot.audit.data import Audit
-from foreshot.audit.reading import Found
+from foreshot.audit.reading import Found, content_of
 from foreshot.data.base import ImageSet
 from foreshot.data.tensor import read
 from foreshot.defences.screens import TeacherConsistency
@@ -258,9 +259,17 @@ class Report:
             kept = (~audit.left_out).nonzero()[:, 0]
             if source.is_dir():
                 for index in kept.tolist():
-                    target = part / self.found.names[index]
+                    name = self.found.names[index]
+                    content = content_of(source / name, source)
+                    if sha256(content).digest() != self.found.digests[index]:
+                        raise ForeshotError(
+                            printable(
+                                f"{source / name}: expected what was screened, found it changed"
+                            )
+                        )
+                    target = part / name
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(source / self.found.names[index], target)
+                    target.write_bytes(content)
             else:
                 images, labels, classes = read(source)
                 tensors = {"images": images[kept]}
@@ -276,6 +285,15 @@ class Report:
             sync_folder(folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def check_apart(out: Path, *sets: Path) -> None:
+    """Refuses a folder for the report that lies in a set: its pictures would be of the next one."""
+    for folder in sets:
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            raise ForeshotError(
+                f"{out}: expected a folder for the report outside {folder}; --out names another"
+            )
 
 
 def check_free(source: Path, folder: Path, out: Path) -> None:

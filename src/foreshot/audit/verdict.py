@@ -1,4 +1,4 @@
-"""P-values without clean images, and with them one for the whole set."""
+"""A p-value for a whole set."""
 
 from dataclasses import dataclass
 
@@ -79,15 +79,3 @@ def set_test(screens: list[Scores], alarm: float, seed: int) -> SetTest:
         p=(1 + int((least[1:] <= least[0]).sum())) / (1 + DRAWS),
         smallest=float(enough[0] / transfer) if len(enough) else None,
     )
-
-
-def exponential_tails(scores: Tensor) -> Tensor:
-    """Exponential tails of scores (N,), by their own median and upper quartile.
-
-    Not calibrated. Tails of clean scores are often heavier than normal ones, with which every
-    second clean set would be suspicious.
-    """
-    median, quartile = scores.quantile(scores.new_tensor([0.5, 0.75]))
-    if quartile == median:
-        return torch.ones_like(scores)
-    return 0.5 ** (1 + (scores - median) / (quartile - median)).clamp(min=0)

@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,8 +48,14 @@ def main() -> None:
 
     An error of foreshot's own has a traceback, and code 2 as well: 1 is what a suspicious set says.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - rank 0 speaks for all
+    silent = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
+    if (
+        silent or sys.stdout is None
+    ):  # rank 0 speaks for all; and who closed it wants to hear nothing
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a name that it cannot spell is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     try:
         # No command returns anything: what comes back is typer's exit code, 130 for Ctrl-C.
         code = app(standalone_mode=False)
@@ -58,6 +65,8 @@ def main() -> None:
         code = finished.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except SystemExit:  # of rich, with code 1, where nobody reads on: that is no verdict
+        _fail("standard output: expected a reader of all that is printed, found it closed")
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {(error.strerror or str(error)).lower()}")
     except typer.TyperException as error:

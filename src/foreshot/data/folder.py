@@ -14,7 +14,7 @@ from torch import Tensor
 from foreshot.data.base import Dataset, ImageSet, Splits
 from foreshot.data.files import LARGEST_PICTURE, read_file, read_picture
 from foreshot.data.mapped import room
-from foreshot.errors import ForeshotError
+from foreshot.errors import ForeshotError, printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -82,6 +82,8 @@ def pictures(root: Path) -> list[Picture]:
     for folder in visible(root, root):
         if not folder.is_dir():
             continue
+        if folder.name != folder.name.encode(errors="replace").decode():
+            raise ForeshotError(printable(f"{folder}: expected a class named in UTF-8"))
         mine = [path for path in visible(folder, root) if path.suffix.lower() in SUFFIXES]
         if not mine:
             kinds = ", ".join(SUFFIXES)

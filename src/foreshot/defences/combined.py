@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from foreshot.defences.base import Scores, Screen
-from foreshot.defences.conformal import normal_tails, p_values
+from foreshot.defences.conformal import exponential_tails, p_values
 from foreshot.defences.pool import Need, Pool
 from foreshot.defences.screens import (
     AnySingle,
@@ -32,13 +32,13 @@ DEFAULT: tuple[AnySingle, ...] = (
 class Combined(Screen):
     """Several screens by the harmonic mean of their p-values (Wilson, PNAS 2019).
 
-    The score is sum_k 1 / p_k, with p_k the conformal p-value of screen k. Harmonic means of
+    The score is log sum_k 1 / p_k, with p_k the conformal p-value of screen k. Harmonic means of
     dependent p-values are none (Vovk and Wang, arXiv 1212.4966), so this is a score like any other,
     which the clean images calibrate once more. For that a clean image's p_k counts it among the
     clean images, as it is one, which never makes it less suspicious than an image of the transfer
     set with the same score: each final p-value holds however the screens depend on one another.
     That the false discovery rate does, too, is not proven for them. Without clean images p_k is
-    guessed.
+    guessed; the logarithm then has the exponential tail by which p is guessed in turn.
 
     Args:
         screens: those for which the defender lacks something are left out.
@@ -64,13 +64,13 @@ class Combined(Screen):
 
 def combined(scores: Sequence[Tensor], clean: int) -> Tensor:
     """Scores of several screens, each float64 (N,), as one; the last `clean` images are clean."""
-    return torch.stack([evidence(of_one, clean) for of_one in scores]).sum(0)
+    return torch.stack([evidence(of_one, clean) for of_one in scores]).sum(0).log()
 
 
 def evidence(scores: Tensor, clean: int) -> Tensor:
     """1 / p of the images of a pool, float64 (N,), of which the last `clean` are clean."""
     if not clean:
-        return 1 / normal_tails(scores).clamp(min=1e-300)
+        return 1 / exponential_tails(scores).clamp(min=1e-300)
     p = p_values(Scores(scores, scores[-clean:]))
     p[-clean:] -= 1 / (1 + clean)  # a clean image is among the clean ones already
     return 1 / p

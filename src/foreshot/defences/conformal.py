@@ -1,6 +1,7 @@
 """From scores to flagged images: p-values that hold, and few innocent ones among the flagged."""
 
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Self
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foreshot.defences.base import Scores, Screen
+from foreshot.errors import ForeshotError
 from foreshot.files import read_tensors, write_tensors
 from foreshot.views import DefenderView
 
@@ -56,37 +58,66 @@ class Verdict:
 
 
 def judge(
-    screen: Screen, view: DefenderView, level: float = 0.05, remove: float | None = None
+    screen: Screen,
+    view: DefenderView,
+    drop: float = 0.02,
+    *,
+    level: float | None = None,
+    remove: float | None = None,
 ) -> Verdict:
-    """Flags images so that at most a share `level` of them is expected to be clean.
+    """Flags the images with conformal p-values of `drop` or less (Vovk et al., 2005).
 
-    The promise is that of Benjamini and Hochberg (1995) over conformal p-values (Bates et al.,
-    arXiv 2104.08279; for scores that depend on the whole pool Marandon et al., arXiv 2208.06685).
-    It takes for granted that the clean set is drawn as the clean part of the transfer set was. No
-    p-value is below 1 / (n + 1) with n clean images scored: where a share s of the set is poison,
-    n has to exceed 1 / (level s), or nothing can be flagged.
+    So is each clean image with a probability of `drop` at most, and poison wherever fewer clean
+    images than that look as suspicious: however little of it there is, and whether or not the set
+    as a whole would be found out. It takes for granted that the clean set is drawn as the clean
+    part of the transfer set was, and scored alike: a student knows the one and not the other.
+    Without clean images the p-values are those of `exponential_tails`.
 
     Args:
         screen: whose scores decide.
-        view: what the defender knows. Without a clean set the p-values are those of `normal_tails`.
-        level: false discovery rate.
-        remove: if given, this share of the transfer set is flagged, whatever its p-values.
+        view: what the defender knows.
+        drop: p-value up to which an image is flagged.
+        level: if given, those images are flagged instead of which at most this share is expected to
+            be clean, by Benjamini and Hochberg (1995) over conformal p-values (Bates et al.,
+            arXiv 2104.08279; for scores that depend on the whole pool Marandon et al., arXiv
+            2208.06685). A clean set then mostly stays whole. But no p-value is below 1 / (n + 1)
+            with n clean images scored: where a share s of the set is poison, n has to exceed
+            1 / (level s), or nothing is flagged, however surely the screen tells it from the rest.
+        remove: if given, this share of the transfer set is flagged instead, whatever its p-values.
+
+    Raises:
+        ForeshotError: there are clean images, but so few that no p-value can be as low as `drop`.
     """
+    if level is None and remove is None and view.clean is not None:
+        check_enough(screen, len(view.clean), drop)
     scores = screen.score(view)
-    calibrated = len(scores.clean) > 0
+    # A student knows the transfer set and not the clean images: their scores do not compare.
+    calibrated = len(scores.clean) > 0 and "student" not in screen.uses
     p = best_p(scores)
-    if remove is None:
-        flagged = benjamini_hochberg(p, level)
-    else:
+    if remove is not None:
         order = scores.transfer.argsort(descending=True, stable=True)
         flagged = order[: round(remove * len(order))].sort().values
+    elif level is not None:
+        flagged = benjamini_hochberg(p, level)
+    else:
+        flagged = (p <= drop).nonzero()[:, 0]
     said = view.pool.teacher.said[: len(p)]
     return Verdict(flagged, p, enriched(said, flagged), calibrated, scores.transfer)
 
 
+def check_enough(screen: Screen, clean: int, drop: float) -> None:
+    """Refuses fewer clean images than p-values as low as `drop` take; half of them are scored."""
+    needed = 2 * ceil(1 / drop) - 3
+    if clean < needed:
+        raise ForeshotError(
+            f"screen {screen.title}: expected at least {needed} clean images (defender.clean) for "
+            f"p-values of {drop:g}, found {clean}"
+        )
+
+
 def best_p(scores: Scores) -> Tensor:
     """P-values of the transfer set, float64 (N,): by the clean images if there are any."""
-    return p_values(scores) if len(scores.clean) else normal_tails(scores.transfer)
+    return p_values(scores) if len(scores.clean) else exponential_tails(scores.transfer)
 
 
 def p_values(scores: Scores) -> Tensor:
@@ -96,34 +127,27 @@ def p_values(scores: Scores) -> Tensor:
     return (1 + higher).double() / (1 + len(clean))
 
 
-def normal_tails(scores: Tensor) -> Tensor:
-    """Normal tails of scores (N,), by their own median and median absolute deviation.
+def exponential_tails(scores: Tensor) -> Tensor:
+    """Exponential tails of scores (N,), by their own median and upper quartile: float64 (N,).
 
-    Not calibrated: right only if clean scores are normal and most images are clean. Where more than
-    a half are equal there is no spread to go by, and nothing stands out.
+    Not calibrated. Tails of clean scores are often heavier than normal ones, with which every
+    second clean set would be suspicious. Where more than a quarter of the scores lie at their
+    median, and none above, there is no spread to go by, and nothing stands out.
     """
-    centred = scores - scores.median()
-    spread = 1.4826 * centred.abs().median()
-    return torch.special.ndtr(-centred / spread) if spread > 0 else torch.ones_like(scores)
+    median, quartile = scores.quantile(scores.new_tensor([0.5, 0.75]))
+    if quartile == median:
+        return torch.ones_like(scores)
+    return 0.5 ** (1 + (scores - median) / (quartile - median)).clamp(min=0)
 
 
 def benjamini_hochberg(p: Tensor, level: float) -> Tensor:
     """Indices of the k smallest of N p-values, for the largest k with p_(k) <= level k / N."""
     order = p.sort().values
-    passed = order <= level * torch.arange(1, len(p) + 1) / len(p)
+    ranks = torch.arange(1, len(p) + 1, dtype=torch.float64)  # float32 would lose ties
+    passed = order <= level * ranks / len(p)
     if not passed.any():
         return torch.zeros(0, dtype=torch.int64)
     return (p <= order[passed][-1]).nonzero()[:, 0]
-
-
-def adjusted(p: Tensor) -> Tensor:
-    """The lowest level at which `benjamini_hochberg` flags each of N p-values, at most 1: (N,).
-
-    min_{k >= rank of p_i} p_(k) N / k.
-    """
-    ascending, order = p.sort(stable=True)
-    levels = (ascending * len(p) / torch.arange(1, len(p) + 1)).flip(0).cummin(0).values.flip(0)
-    return torch.empty_like(p).scatter(0, order, levels.clamp(max=1))
 
 
 def enriched(said: Tensor, flagged: Tensor) -> int | None:

@@ -128,6 +128,16 @@ class Pool:
                 done += len(batch)
                 self.view.listener(Event("screens", "advance", done, len(self)))
 
+    def picked(self, indices: Tensor) -> Tensor:
+        """Some of the images, uint8 (k, C, H, W), by their places in the pool, int64 (k,)."""
+        found = torch.empty((len(indices), *self.view.transfer.shape), dtype=torch.uint8)
+        start = 0
+        for part in self._parts:
+            mine = (indices >= start) & (indices < start + len(part))
+            found[mine] = part.images[indices[mine] - start]
+            start += len(part)
+        return found
+
     def _reference_batches(self) -> Iterator[Tensor]:
         yield from self.reference.images.split(BATCH)
 

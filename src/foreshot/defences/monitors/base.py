@@ -48,5 +48,6 @@ class Monitor(Defence):
 
 def screened(screen: Screen, images: Tensor, view: DefenderView) -> Tensor:
     """Scores of inputs, float64 (n,), as if they were a transfer set; see `Monitor.suspicion`."""
-    inputs = ImageSet(images, None, view.transfer.classes)
-    return screen.score(replace(view, transfer=inputs)).transfer
+    pool = replace(view, transfer=ImageSet(images, None, view.transfer.classes)).pool
+    pool.calibration = None  # each input is scored alone: nothing is to be compared with
+    return screen.suspicion(pool)

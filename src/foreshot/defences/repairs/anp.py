@@ -21,7 +21,8 @@ class Anp(Tuning):
     min over masks m in [0, 1] of alpha L(m w, b) + (1 - alpha) max over |d|, |e| <= epsilon of
     L((m + d) w, (1 + e) b), with the weights w and biases b of every BatchNorm; channels whose mask
     ends below `threshold` lose their weight. The maximum is one signed step from a random start,
-    and BatchNorm uses the statistics of the batch, as in the authors' code.
+    and BatchNorm uses the statistics of the batch, as in the authors' code, which lets that step
+    leave epsilon; this does not.
 
     Args:
         epsilon: largest relative change of weights and biases.

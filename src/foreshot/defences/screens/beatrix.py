@@ -10,13 +10,15 @@ from foreshot.defences.pool import Need, Pool
 
 
 class Beatrix(Screen):
-    """Beatrix: products of features leave their usual range (Ma et al., arXiv 2209.11715).
+    """Beatrix: products of features are unusual (Ma et al., arXiv 2209.11715).
 
     The mean over i <= j of |h_i h_j - median| / scale, for the student's features h, with the
     median of the reference images to which the teacher gives the same answer (of all of them,
     where there are none), and the mean absolute deviation from it, over all classes, as the scale.
     The paper takes powers of feature maps, whose Gram matrix sums over places; for a vector of
-    features all powers say the same.
+    features all powers say the same. Its authors' code counts only what lies beyond ten median
+    absolute deviations of each class, and then judges classes by their kernel mean discrepancy;
+    here all deviations count, and images are ranked.
     """
 
     name: Literal["beatrix"] = "beatrix"

@@ -15,7 +15,8 @@ class Mahalanobis(Screen):
 
     min over classes c of (h - mu_c)^T S^-1 (h - mu_c), with the class means mu_c of the reference
     images, by the teacher's answers, and one covariance S of what they leave, shrunk. Classes
-    without a reference image are nobody's nearest.
+    without a reference image are nobody's nearest. The paper goes by true labels, perturbs inputs
+    first, and adds up several layers, which takes poison to be learned from.
     """
 
     name: Literal["mahalanobis"] = "mahalanobis"

@@ -37,7 +37,6 @@ class NearDuplicate(Screen):
 
     def suspicion(self, pool: Pool) -> Tensor:
         said = pool.teacher.said
-        images = torch.cat(list(pool.images()))
         order = margin(pool.teacher.logits, said).argsort(stable=True)
         scores = torch.zeros(len(pool), dtype=torch.float64)
         for label in said.unique():
@@ -45,10 +44,10 @@ class NearDuplicate(Screen):
             same, other = (spaced(order[side], self.compared) for side in (mine, ~mine))
             if len(same) < 2 or not len(other):
                 continue
-            near, far = self.windows(images[same]), self.windows(images[other])
+            near, far = (self.windows(pool.picked(side)) for side in (same, other))
             for part in order[mine].split(ROWS):
                 itself = (part[:, None] == same).sum(1)
-                windows = self.windows(images[part])
+                windows = self.windows(pool.picked(part))
                 inside = (density(windows, near) - itself) / (len(same) - itself)
                 outside = density(windows, far) / len(other)
                 ratio = (inside + 1 / self.compared) / (outside + 1 / self.compared)

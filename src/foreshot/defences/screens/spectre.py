@@ -39,8 +39,11 @@ class Spectre(GroupScreen):
         white = whitened(points, round((1 - self.trimmed) * len(points)))
         covariance = white.T.cov(correction=0).reshape(2 * (points.shape[1],))
         identity = torch.eye(len(covariance), dtype=torch.float64)
-        excess = (torch.linalg.matrix_norm(covariance, 2) - 1).clamp(min=1e-6)
-        weights = torch.linalg.matrix_exp(self.alpha * (covariance - identity) / excess)
+        largest = torch.linalg.matrix_norm(covariance, 2)
+        excess = (largest - 1).clamp(min=1e-6)
+        # The largest eigenvalue is taken off, which cancels: with little variance all of the
+        # exponential would be zero.
+        weights = torch.linalg.matrix_exp(self.alpha * (covariance - largest * identity) / excess)
         return ((white @ weights) * white).sum(1) / weights.trace()
 
 
