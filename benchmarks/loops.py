@@ -2,8 +2,9 @@
 
     python benchmarks/loops.py [--images N] [--epochs N] [--rounds N] [--json FILE]
 
-Hinton's distillation of the same networks, from the same weights, with the same batches, schedule
-and temperature, on `signs`, by five loops:
+Hinton's distillation of the same networks, from the same weights, with the same schedule,
+temperature and size of batches, on `signs`, by five loops (what a crop lacks is black in PIL, and
+mirrored elsewhere):
 
 - `foreshot`: what `foreshot run` does; the teacher is asked once about each view;
 - `loader`: the way of RepDistiller and mdistiller: a DataLoader with two workers, an image at a

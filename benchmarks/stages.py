@@ -34,13 +34,14 @@ from foreshot.config import Config, load_config
 from foreshot.data import ImageSet
 from foreshot.distillation import Distiller
 from foreshot.files import write_json
-from foreshot.inference import logits, place
+from foreshot.inference import logits, pixels, place
+from foreshot.lesson import Lesson
 from foreshot.metrics import evaluate
 from foreshot.models import build
 from foreshot.models.base import Normalized
 from foreshot.progress import silent
 from foreshot.record import environment
-from foreshot.stages import Stages
+from foreshot.stages import EXAMPLE, Stages
 from foreshot.store import Store, home
 from foreshot.training import Samples, Supervised, fit
 from foreshot.views import AttackerView
@@ -209,17 +210,24 @@ def jobs(config: Config, compute: Compute, steps: int, crafted: int) -> Iterator
 
     pupils = part("student")
     cached = config.distillation.views == "cached" or config.student.training.augment == "none"
-    answers = {"teacher_logits": logits(teacher, pupils.images, compute)} if cached else {}
+    answers = logits(teacher, pupils.images, compute) if cached else None
     if cached:
         yield (
             "teacher's answers",
             Job(len(pupils), lambda: logits(teacher, pupils.images, compute)),
         )
-    terms, ce_weight = config.distillation.terms, config.distillation.ce_weight
-    if ce_weight and pupils.labels is not None:
-        answers["y"] = pupils.labels
-    distiller = Distiller(student, teacher, terms, ce_weight)
-    distill = train(distiller, Samples(pupils.images, answers), "student")
+    augment, views = config.student.training.augment, config.distillation.views
+    lesson = Lesson(pupils, teacher, augment, views, answers=answers)
+    distiller = Distiller(
+        student,
+        teacher,
+        config.distillation.terms,
+        config.distillation.ce_weight,
+        example=pixels(pupils.images[:EXAMPLE].to(compute.device)),
+        samples=len(pupils),
+        seed=config.seed,
+    )
+    distill = train(distiller, lesson.samples(distiller, compute), "student")
     yield "distil", Job(len(pupils), distill)
 
     test = data.test.select(torch.arange(len(data.test))[: 4 * len(pupils)])

@@ -99,7 +99,13 @@ DISTILLED = ("combined", "consistency", "second_teacher")
 """Screens on whose result a student is distilled: the ones that an engineer would switch on."""
 NEEDS_LABELS = ("label_disagreement",)
 """Not in the matrix: an attack that changes images alone leaves the labels right."""
-ROWS = (UNDEFENDED, *(name for name in DEFENCES if name not in NEEDS_LABELS))
+LEVEL = ", level 0.2"
+"""Of a screen's name: it removes by the rate of false discoveries, and not by p-value."""
+ROWS = (
+    UNDEFENDED,
+    *(name for name in DEFENCES if name not in NEEDS_LABELS),
+    *(name + LEVEL for name in DISTILLED),
+)
 
 
 def config_of(preset: str, attack: str, defence: str, seed: int) -> Config:
@@ -109,9 +115,11 @@ def config_of(preset: str, attack: str, defence: str, seed: int) -> Config:
 
 def settings_of(preset: str, attack: str, defence: str, seed: int) -> list[str]:
     """What a cell sets over its preset."""
-    kinds, name = SETTINGS[preset], WITHOUT if defence == UNDEFENDED else defence
+    name = WITHOUT if defence == UNDEFENDED else defence.removesuffix(LEVEL)
+    rule = ["defender.level=0.2"] if defence.endswith(LEVEL) else []
+    kinds = SETTINGS[preset]
     own = kinds.get(DEFENCES[name].kind, kinds[""])
-    return [*own, *ATTACKS[attack], f"defence.name={name}", f"seed={seed}"]
+    return [*own, *rule, *ATTACKS[attack], f"defence.name={name}", f"seed={seed}"]
 
 
 def measure(config: Config, store: Store, engine: Compute, defence: str) -> dict[str, Any]:
@@ -132,7 +140,7 @@ def measure(config: Config, store: Store, engine: Compute, defence: str) -> dict
         screened = guard.screen(teacher, poison)
         found["screen"] = quality(screened.verdict, poison.poison, config.target)
         found["seconds"] = screened.seconds
-        if defence not in DISTILLED:
+        if defence.removesuffix(LEVEL) not in DISTILLED:
             return found
     defended = guard.student(teacher, poison)
     if isinstance(config.defence, Monitor) and defence != UNDEFENDED:

@@ -124,6 +124,7 @@ def measure(preset: str, names: list[str], seeds: list[int], out: Path, engine: 
                     continue
                 stages = Stages(config, store, engine, home() / "data", plain)
                 teacher = stages.teacher()
+                stages.learn_trigger(teacher)
                 row["teacher"] = stages.evaluate(teacher.model, stages.data.test)["clean_accuracy"]
                 attack = Clean() if how == "labels" else None
                 poison = stages.poison(teacher, attack)

@@ -177,6 +177,8 @@ def _grid(ax: "Axes", cells: Cells, sides: tuple[str, str]) -> None:
             accuracy = mean(_percents(runs, "student", "clean_accuracy"))
             spread = f"\n{min(rates):.0f} to {max(rates):.0f}" if len(rates) > 1 else ""
             text = f"{mean(rates):.0f}{spread}\nacc. {accuracy:.0f}"
+            if failed := len(runs) - len(rates):
+                text += f"\n{failed} failed"
             colour = "white" if mean(rates) < 60 else "black"
         ax.text(x, y, text, ha="center", va="center", color=colour)
     image = ax.imshow(shares, vmin=0, vmax=100, cmap="viridis", aspect="auto")

@@ -208,6 +208,11 @@ def test_cuda_is_refused_where_there_is_none(foreshot_, monkeypatch: pytest.Monk
         (PermissionError(13, "Permission denied", "f"), 2, "foreshot: f: permission denied\n"),
         (OSError("odd"), 2, "foreshot: a file: odd\n"),
         (TyperException("usage"), 2, "foreshot: usage\n"),
+        (
+            SystemExit(1),  # of rich, where nobody reads on
+            2,
+            "foreshot: standard output: expected a reader, found it closed\n",
+        ),
     ],
 )
 def test_how_it_ends(
@@ -243,6 +248,27 @@ def test_a_bug_shows_where_it_is(
 
 
 COMMAND = [sys.executable, "-c", "from foreshot.cli import main; main()"]
+
+
+def test_who_does_not_listen_gets_no_verdict() -> None:
+    listing = [*COMMAND, "list"]
+    with subprocess.Popen(listing, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert (process.returncode, said.count("\n")) == (2, 1)
+    assert said.startswith("foreshot: standard output: expected a reader")
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *listing], capture_output=True)
+    assert (closed.returncode, closed.stderr) == (0, b"")
+
+
+def test_what_a_terminal_cannot_spell_is_escaped(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    arguments = [*COMMAND, "show", "n\u00e4h.yaml"]
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(rb"foreshot: n\xe4h.yaml: expected a preset or a YAML file")
 
 
 def test_control_c_ends_a_real_run_with_130_and_it_goes_on(tmp_path: Path, foreshot_) -> None:

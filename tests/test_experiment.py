@@ -20,15 +20,18 @@ from foreshot.compute import CPU
 from foreshot.config import Config, dump, parse
 from foreshot.errors import ForeshotError
 from foreshot.experiment import evaluate_files, run
-from foreshot.files import file_digest, read_json, write_json
+from foreshot.files import file_digest, read_json, read_tensors, write_json, write_tensors
 from foreshot.inference import logits
 from foreshot.metrics import evaluate
 from foreshot.models.checkpoint import load_model, state_digest
 from foreshot.poison import Poison
-from foreshot.progress import Event
+from foreshot.progress import Event, silent
 from foreshot.record import load_run
 from foreshot.seeding import generator
+from foreshot.stages import Stages
+from foreshot.store import Store
 from foreshot.tables import print_metrics
+from foreshot.triggers.base import stamp_uint8
 from foreshot.views import AttackerView
 
 TEXT = """
@@ -611,6 +614,64 @@ def test_poison_of_the_user_is_adopted(undisturbed: Done, tmp_path: Path) -> Non
     assert (
         weights(done.out)["student.safetensors"] == weights(undisturbed.out)["student.safetensors"]
     )
+    # Others than the config would craft are taken as they are.
+    tensors, about = read_tensors(file)
+    tensors["images"] = 255 - tensors["images"]
+    write_tensors(file, tensors, about)
+    other = go(undisturbed.home, tmp_path / "other", until="student", poison=file)
+    assert other.started() == ["student"]
+    found, _ = Poison.load(other.out / "poison.safetensors")
+    assert torch.equal(found.images, tensors["images"])
+    assert weights(other.out)["student.safetensors"] != weights(done.out)["student.safetensors"]
+
+
+def test_poison_that_carries_the_trigger_otherwise_is_refused(
+    undisturbed: Done, tmp_path: Path
+) -> None:
+    plain = "attack={name: perturbation_only, epsilon: 8}"
+    made = go(undisturbed.home, tmp_path / "made", plain, until="poison")
+    file = made.out / "poison.safetensors"
+    with pytest.raises(ForeshotError, match="found poison of perturbation_only; --set attack.name"):
+        go(undisturbed.home, tmp_path / "out", poison=file)
+    taken = go(undisturbed.home, tmp_path / "taken", plain, poison=file)
+    assert taken.metrics["poison"]["linf_255"] <= 8
+
+
+def test_controls_take_the_same_base_images_and_keep_to_the_same_bounds(
+    undisturbed: Done, tmp_path: Path
+) -> None:
+    settings = ("attack.rate=0.02", "attack.epsilon=8", "attack.trigger=before")
+    made = Stages(config(*settings), Store(tmp_path), CPU, tmp_path, silent)
+    teacher = made.adopt_model(undisturbed.out / "teacher.safetensors")
+    crafted = made.poison(teacher)
+    noise = made.control("noise", teacher, crafted)
+    assert torch.equal(noise.poison.indices, crafted.poison.indices)
+    assert len(noise.poison) == 29
+    plain = made.data.train.images[noise.poison.indices]
+    stamped = stamp_uint8(made.trigger, plain)
+    difference = (noise.poison.images.short() - stamped.short()).abs()
+    assert 0 < int(difference.max()) <= 8
+    # The trigger is put on before, so that the noise changes it as well.
+    opaque = made.trigger.opaque(made.data.train.shape)
+    assert difference[:, opaque].any()
+
+
+def test_all_that_was_computed_is_counted(tmp_path: Path) -> None:
+    network = "{name: resnet, depth: 8, width: 0.5, stem_stride: 2}"
+    settings = (
+        "trigger={name: universal}",
+        f"surrogate={{model: {network}, training: {{epochs: 1}}}}",
+        "controls=[clean, perturbation_only]",
+    )
+    done = go(tmp_path / "home", tmp_path / "out", *settings)
+    taken = [
+        read_json(file)
+        for file in (tmp_path / "home").glob("*/*/done.json")
+        if file.parent.parent.name != "data"
+    ]
+    seconds = done.metrics["seconds"]
+    assert {"trigger", "surrogate"} <= seconds.keys()
+    assert seconds["total"] == pytest.approx(sum(one["seconds"] for one in taken), abs=0.01)
 
 
 SMALL_SIGNS = ("data={name: signs, train: 60, test: 43}", "attack.rate=0.5")
@@ -646,11 +707,6 @@ def test_poison_of_another_experiment_is_refused(undisturbed: Done, tmp_path: Pa
 
 
 def test_poison_of_another_dataset_is_refused(undisturbed: Done, tmp_path: Path) -> None:
-    from foreshot.compute import CPU
-    from foreshot.progress import silent
-    from foreshot.stages import Stages
-    from foreshot.store import Store
-
     stages = Stages(config(*SMALL_SIGNS), Store(tmp_path), CPU, tmp_path, silent)
     with pytest.raises(ForeshotError, match="expected poison for this transfer set"):
         stages.adopt_poison(undisturbed.out / "poison.safetensors")

@@ -21,7 +21,9 @@ def test_a_cell_is_what_its_names_say(preset: str) -> None:
     for attack in defences.ATTACKS:
         for defence in defences.ROWS:
             config = defences.config_of(preset, attack, defence, 3)
-            expected = defences.WITHOUT if defence == defences.UNDEFENDED else defence
+            name = defence.removesuffix(defences.LEVEL)
+            expected = defences.WITHOUT if defence == defences.UNDEFENDED else name
+            assert config.defender.level == (None if name == defence else 0.2)
             assert (config.defence.name, config.seed) == (expected, 3)
             assert config.attack.rate == (0.01 if "1 %" in attack else 0.05)
             if attack in ("fgsm", "pgd", "cw"):

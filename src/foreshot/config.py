@@ -62,7 +62,7 @@ class Distillation(Part):
         ce_weight: weight of the cross-entropy with the labels of the transfer set; 0 means that
             the student learns from the teacher's answers alone.
         views: does the teacher see the same augmented view as the student (`requery`), or the
-            plain image, once (`cached`)?
+            plain image, once (`cached`)? Terms that compare features need the same view of both.
     """
 
     terms: tuple[Term, ...] = Field(default=(Term(loss=KD()),), min_length=1)

@@ -1,6 +1,6 @@
 """The story: a clean teacher, poison, a student, its controls, and what they do."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from foreshot.progress import Listener, both, silent, write_events
 from foreshot.record import PATTERN, RunFolder, load_run
 from foreshot.report import write_page
 from foreshot.stages import Crafted, Stages, Trained
-from foreshot.store import Store, home
+from foreshot.store import Artefact, Store, home
 from foreshot.together import joined
 
 Until = Literal["teacher", "poison", "student", "metrics"]
@@ -109,7 +109,9 @@ def run(
         parts |= defended["student"].teachers
         rates = {name: measured.pop(name) for name in beside}
         defence, watching = _defence(guard, tutors, crafts, defended, rates)
-        seconds = _seconds(parts, defended, watching, last)
+        made = {name: stage.artefact for name, stage in parts.items()} | stages.attackers
+        others = [crafts[name].artefact for name in config.controls]
+        seconds = _seconds(made, others, defended, watching, last)
         metrics = (
             {"schema": 1, "split": config.split} | _metrics(measured, about, seconds) | defence
         )
@@ -192,17 +194,28 @@ def _defence(
 
 
 def _seconds(
-    stages: Mapping[str, Trained | Crafted],
+    stages: Mapping[str, Artefact],
+    others: Iterable[Artefact],
     defended: Mapping[str, Guarded],
     watching: float,
     last: float,
 ) -> dict[str, float]:
-    """What each stage took when it was computed, in seconds; `distill` is the student alone."""
-    parts = {name: stage.artefact.seconds for name, stage in stages.items()}
-    guarded, *others = defended.values()
+    """What each stage took when it was computed, in seconds; `distill` is the student alone.
+
+    Args:
+        stages: by name.
+        others: the poison of the controls.
+        defended: the student, and those of the controls.
+        watching: what a monitor took.
+        last: the evaluation.
+    """
+    parts = {name: stage.seconds for name, stage in stages.items()}
+    guarded, *controls = defended.values()
     if guarded.seconds + watching:
         parts["defence"] = guarded.seconds + watching
-    parts["controls"] = sum(done.seconds + done.distilled.artefact.seconds for done in others)
+    parts["controls"] = sum(craft.seconds for craft in others) + sum(
+        done.seconds + done.distilled.artefact.seconds for done in controls
+    )
     parts["evaluate"] = last
     parts = {name: round(seconds, 3) for name, seconds in parts.items()}
     return parts | {"total": round(sum(parts.values()), 3)}

@@ -25,7 +25,8 @@ class Lesson:
         data: the images, uint8 (n, C, H, W), with their labels if they have any.
         teacher: whose answers the student learns.
         augment: the views that the student sees.
-        views: whether the teacher sees the same view (`requery`), or the plain image once.
+        views: whether the teacher sees the same view (`requery`), or the plain image once
+            (`cached`; for terms that compare features it sees the student's view all the same).
         dictated: classes that an attacker says in the teacher's stead, or -1, int64 (n,); None if
             the attacker says nothing.
         answers: what `teacher` says of the plain images, float (n, K), if that is known already.

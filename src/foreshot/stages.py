@@ -7,6 +7,7 @@ the config that it obeys, and the source that it runs.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ CRAFTING = (
     "poison.py",
     "views.py",
 )
-"""Sources that each kind of stage runs."""
+"""Sources that each kind of stage runs, beside those that all do."""
+LIBRARIES = ("pillow", "kornia")
+"""What changes images, beside torch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +147,7 @@ class Stages:
         self.executor = executor
         self.trigger: Trigger = config.trigger
         self._pattern: Artefact | None = None
+        self.attackers: dict[str, Artefact] = {}
         self._known_answers: dict[str, Tensor] = {}
 
     @cached_property
@@ -262,7 +266,8 @@ class Stages:
                 trigger=wanted.model_dump(mode="json"),
                 target=config.target,
             )
-            self._take_pattern(self.store.stage("trigger", inputs, learn))
+            self.attackers["trigger"] = self.store.stage("trigger", inputs, learn)
+            self._take_pattern(self.attackers["trigger"])
         return self._pattern and self._pattern.folder / PICTURE
 
     def poison(
@@ -485,6 +490,13 @@ class Stages:
                 raise ForeshotError(
                     f"{path}: expected poison for {key} {expected}, found {about.get(key)}"
                 )
+        made, given = self.config.attack, about.get("attack") or {}
+        by = ATTACKS.get(given.get("name", made.name))
+        if by is not None and by.stamps != made.stamps:
+            raise ForeshotError(
+                f"{path}: expected poison that carries the trigger as that of {made.name} does, "
+                f"found poison of {given['name']}; --set attack.name={given['name']} says so"
+            )
 
         def keep(folder: Path) -> None:
             (folder / "poison.safetensors").write_bytes(path.read_bytes())
@@ -503,6 +515,7 @@ class Stages:
             return teacher
         images = self.parts.surrogate or self.data.train
         own = self.taught(wanted, "surrogate", images)
+        self.attackers["surrogate"] = own.artefact
         if not wanted.with_teacher:
             return own
         every = UnanimousNetwork([teacher.model, *wanted.model.parts(own.model)])
@@ -585,7 +598,11 @@ class Stages:
 
     def inputs(self, sources: tuple[str, ...], **inputs: Any) -> dict[str, Any]:
         """A stage's inputs, with what all stages depend on."""
-        common = {"seed": self.config.seed, "source": source_digest(*sources)}
+        common = {
+            "seed": self.config.seed,
+            "source": source_digest("stages.py", "data/base.py", *sources),
+            "versions": {name: version(name) for name in LIBRARIES},
+        }
         return {**inputs, **common, **self.compute.describe()}
 
 

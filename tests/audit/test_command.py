@@ -29,6 +29,7 @@ from foreshot.defences.screens import NearDuplicate
 from foreshot.errors import ForeshotError
 from foreshot.files import read_json
 from foreshot.models.checkpoint import save_model
+from foreshot.progress import Event
 from foreshot.views import AttackerView
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=document.title='again'>"
@@ -333,6 +334,7 @@ def test_strange_files_are_named_and_skipped_or_refused(
         (("OK", "--screens", "strip"), "screen strip: expected "),
         (("OK", "--write-clean", "empty/.."), "empty/..: expected no folder or an empty one"),
         (("OK", "--write-clean", "OK/kept"), "OK/kept: expected a folder outside "),
+        (("OK", "--out", "OK/report"), "OK/report: expected a folder for the report outside OK; "),
         (("OK", "--write-clean", "audits"), "audits: expected a folder apart from the report's, "),
         (("wide.safetensors",), "wide.safetensors: expected images of the teacher's shape (1, 12"),
         (("bare.safetensors", "--labels"), "bare.safetensors: expected labels, found none"),
@@ -488,6 +490,36 @@ def test_the_page_is_small_and_shows_what_changes_do(
     for word in ("prefers-color-scheme: dark", "image-rendering: pixelated", "width=device-width"):
         assert word in text
     assert "http" not in text.replace("http-equiv", "")
+
+
+def test_what_has_changed_since_it_was_screened_is_not_kept(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORESHOT_HOME", str(tmp_path / "home"))
+    source, secret = tmp_path / "set", tmp_path / "secret"
+    shutil.copytree(files.ok, source)
+    secret.write_text("of somebody else")
+    victim = next(source.glob("*/*.png"))
+
+    def swap(event: Event) -> None:
+        if (event.stage, event.kind) == ("near_duplicate", "end"):
+            victim.unlink()
+            victim.symlink_to(secret)
+
+    kept = tmp_path / "kept"
+    job = Job(source, files.teacher, tmp_path / "out", screens=("near_duplicate",), device="cpu")
+    with pytest.raises(ForeshotError, match="found a link that leads out"):
+        replace(job, write_clean=kept).run(swap)
+
+    def overwrite(event: Event) -> None:
+        if (event.stage, event.kind) == ("near_duplicate", "end"):
+            victim.write_bytes(b"another picture")
+
+    victim.unlink()
+    shutil.copyfile(files.ok / victim.relative_to(source), victim)
+    with pytest.raises(ForeshotError, match="expected what was screened, found it changed"):
+        replace(job, write_clean=kept, out=tmp_path / "again").run(overwrite)
+    assert not kept.exists()
 
 
 def test_a_second_teacher_of_other_classes_is_refused(files: Files, tiny: Tiny, tmp_path) -> None:

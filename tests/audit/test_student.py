@@ -129,6 +129,13 @@ def test_the_smallest_change_of_a_linear_rule_is_found() -> None:
     assert torch.equal(again.patterns, found.patterns)
 
 
+def test_where_all_images_are_of_a_class_there_is_nothing_to_turn() -> None:
+    images, classes = grey(8), torch.tensor([0])
+    changes = Changes(classes, torch.ones(1, 1, 8, 8), torch.ones(1), torch.ones(1))
+    said = torch.zeros(8, dtype=torch.int64)
+    assert success(linear(), linear(), images, said, changes).tolist() == [[0, 0, 0]]
+
+
 def test_a_change_does_not_depend_on_the_classes_beside_it() -> None:
     images = grey(64)
     said = logits(linear(), images, CPU).argmax(1)

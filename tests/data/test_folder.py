@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,12 @@ def test_links_may_not_lead_out(roots) -> None:
     (roots[0] / "cat" / "link.png").unlink()
     (roots[0] / "mouse").symlink_to(roots[1] / "cat")
     with pytest.raises(ForeshotError, match="train/mouse: expected to stay"):
+        load(roots)
+
+
+def test_a_class_is_named_in_utf_8(roots) -> None:
+    (roots[0] / os.fsdecode(b"\xff")).mkdir()
+    with pytest.raises(ForeshotError, match=r"train/\\udcff: expected a class named in UTF-8"):
         load(roots)
 
 

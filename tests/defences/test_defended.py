@@ -14,6 +14,7 @@ from torch import Tensor
 
 from conftest import stripes
 from foreshot import guard, stages
+from foreshot.config import Config
 from foreshot.defences import Verdict, judge
 from foreshot.defences.distilling import ConsistencyWeighting
 from foreshot.defences.pool import Pool
@@ -22,6 +23,7 @@ from foreshot.defences.screens import NearDuplicate, SpectralSignature
 from foreshot.errors import ForeshotError
 from foreshot.experiment import run
 from foreshot.files import file_digest, read_json
+from foreshot.guard import Guard
 from foreshot.lesson import Lesson
 from foreshot.metrics import evaluate
 from foreshot.models.checkpoint import load_model, state_digest
@@ -165,7 +167,7 @@ def test_without_a_defence_nothing_is_changed_by_the_defender(
     assert not list(other.out.glob("screen*"))
     defended = go(config(data, "defence.name=consistency"), home, tmp_path / "defended")
     shared = {"data", "teacher", "poison", "network", "compression", "distillation"}
-    shared |= {"seed", "source", "device", "precision", "threads", "torch", "kernels"}
+    shared |= {"seed", "source", "versions", "device", "precision", "threads", "torch", "kernels"}
     for done, added in ((plain, set()), (defended, {"kept"})):
         (record,) = [
             read_json(file.parent / "done.json")
@@ -219,6 +221,8 @@ def test_the_defender_sees_no_secret_and_has_a_second_teacher_where_it_helps(
     assert (len(view.transfer), len(view.clean)) == (TRANSFER, CLEAN)
     assert view.transfer.labels is None
     assert view.clean.labels is None
+    held = [cell.cell_contents for cell in getattr(view.listener, "__closure__")]  # noqa: B009
+    assert not any(isinstance(thing, stages.Stages | Config | Guard) for thing in held)
     poison = done.poison()
     assert torch.equal(view.transfer.images[poison.indices], poison.images)
     rest = torch.ones(TRANSFER).index_fill(0, poison.indices, 0).bool()
@@ -308,6 +312,15 @@ def test_a_defence_that_there_is_not_is_one_sentence(
     with pytest.raises(ForeshotError) as error:
         config(data, setting)
     assert str(error.value).startswith(sentence)
+
+
+def test_too_few_clean_images_are_refused_before_anything_is_computed(
+    data: Path, tmp_path: Path
+) -> None:
+    settings = ("defence.name=consistency", "defender={clean: 96, drop: 0.02}")
+    with pytest.raises(ForeshotError, match="^screen consistency: expected at least 97 clean "):
+        go(config(data, *settings), tmp_path / "home", tmp_path / "out")
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_defence_that_leaves_nothing_is_refused(data: Path, home: Path, tmp_path: Path) -> None:

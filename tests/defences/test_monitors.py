@@ -110,6 +110,27 @@ def test_a_score_is_that_of_its_input_alone(monitor: Monitor, tiny: Tiny) -> Non
     assert scores.unique().numel() > 1
 
 
+@pytest.mark.parametrize(
+    ("monitor", "students", "teachers"),
+    [(Disagreement(), 3, 3), (StripMonitor(), 24, 0), (ScaleUpMonitor(), 18, 0)],
+)
+def test_networks_are_asked_about_the_inputs_alone(
+    monitor: Monitor, students: int, teachers: int, tiny: Tiny
+) -> None:
+    asked = {"student": 0, "teacher": 0}
+    student = trained(tiny.train, 1)
+    view = looking(tiny, student)
+    for name, network in (("student", student), ("teacher", tiny.teacher)):
+
+        def count(_: nn.Module, inputs: tuple[Tensor], __: Tensor, name: str = name) -> None:
+            asked[name] += len(inputs[0])
+
+        handle = network.register_forward_hook(count)
+        monitor.suspicion(tiny.test.images[:3], view)
+        handle.remove()
+    assert asked == {"student": students, "teacher": teachers}
+
+
 def test_strip_and_scale_up_score_inputs_as_the_screens_score_images(tiny: Tiny) -> None:
     student, images = trained(tiny.train, 1), tiny.test.images[:30]
     view = looking(tiny, student)

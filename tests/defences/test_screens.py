@@ -329,6 +329,12 @@ def test_spectre_sees_what_spectral_signature_cannot() -> None:
     assert auroc(SpectralSignature().suspicion(pool), odd) < 0.7
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-9])
+def test_spectre_has_a_score_for_images_that_are_all_alike(scale: float) -> None:
+    features = torch.ones(60, 4, dtype=torch.float64) + scale * normal(60, 4)
+    assert Spectre(components=4).within(features).isfinite().all()
+
+
 def test_spectre_with_alpha_zero_is_the_mean_square_of_the_whitened() -> None:
     features = normal(200, 4) @ normal(4, 4, seed=1)
     scores = Spectre(components=4, trimmed=0, alpha=0).within(features)

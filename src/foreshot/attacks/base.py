@@ -39,7 +39,7 @@ class Attack(Member):
         base: the images to poison, by what the teacher calls them: any but the target
             (`non_target`), only the target (`target`), or `any`.
         candidates: crafts this many times as many images as are wanted, and keeps those that
-            convince the teacher most, as many of each class as are wanted of it.
+            convince the teacher most, of each class in proportion to how many of it do.
         confidence: the teacher's softmax probability of the target (at temperature 1) that a
             stored image must reach.
         retries: how often images that fail are crafted again, with twice the steps each time, and

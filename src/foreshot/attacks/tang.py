@@ -23,8 +23,8 @@ class Tang(Pgd):
     between the plain and the stamped image; the paper has no such bound, as has epsilon 255.
 
     Args:
-        mode: `opacity` takes x as it is; `perturbed` first moves it by signed gradient steps until
-            the teacher says target of stamp(x), with the trigger at full opacity; `after` as
+        mode: `opacity` takes x as it is; `perturbed` first moves it by `steps` signed gradients
+            towards the teacher's saying target of stamp(x), the trigger at full opacity; `after` as
             `trigger` leaves the trigger out of these steps, and `before` is the same as `inside`.
     """
 

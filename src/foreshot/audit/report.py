@@ -262,11 +262,8 @@ class Report:
                     name = self.found.names[index]
                     content = content_of(source / name, source)
                     if sha256(content).digest() != self.found.digests[index]:
-                        raise ForeshotError(
-                            printable(
-                                f"{source / name}: expected what was screened, found it changed"
-                            )
-                        )
+                        sentence = f"{source / name}: expected what was screened, found it changed"
+                        raise ForeshotError(printable(sentence))
                     target = part / name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(content)

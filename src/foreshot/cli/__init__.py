@@ -48,10 +48,8 @@ def main() -> None:
 
     An error of foreshot's own has a traceback, and code 2 as well: 1 is what a suspicious set says.
     """
-    silent = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
-    if (
-        silent or sys.stdout is None
-    ):  # rank 0 speaks for all; and who closed it wants to hear nothing
+    other = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
+    if other or sys.stdout is None:  # rank 0 speaks for all; or nobody listens
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a name that it cannot spell is no reason to stop
@@ -66,7 +64,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except SystemExit:  # of rich, with code 1, where nobody reads on: that is no verdict
-        _fail("standard output: expected a reader of all that is printed, found it closed")
+        _fail("standard output: expected a reader, found it closed")
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {(error.strerror or str(error)).lower()}")
     except typer.TyperException as error:

@@ -42,7 +42,8 @@ class Scar(Compromise):
     The paper starts a new surrogate for each step of the teacher, and takes v over 100 terms and
     40 batches; here a surrogate serves for `steps`, learning on with the teacher, and one batch is
     enough. Statistics of BatchNorm stay as the clean teacher's. The weights are foreshot's choice:
-    a large gamma costs the teacher its accuracy and its innocence. Not resumed within.
+    a large gamma costs the teacher its accuracy and its innocence. In float32 whatever the
+    experiment's precision, since v is a difference of gradients. Not resumed within.
 
     Args:
         alpha: weight of the teacher's innocence.

@@ -17,7 +17,9 @@ class Universal(Learned):
 
     Minimises the mean of CE(f(x'), target). With `attack.name=clean` it needs no poison at all, and
     bounds what poison adds: a student may well heed what leads its teacher astray. But the teacher
-    is no longer innocent then, as its own ASR shows.
+    is no longer innocent then, as its own ASR shows. The paper aims at no class, and adds up the
+    smallest steps that turn one image after another; here signed gradients lead to the target, and
+    the pattern is blended in.
 
     S.-M. Moosavi-Dezfooli, A. Fawzi, O. Fawzi, P. Frossard: Universal adversarial perturbations,
     CVPR 2017, arXiv 1610.08401.
