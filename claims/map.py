@@ -410,7 +410,15 @@ def attempt(device: Device, axis: str, threads: int, job: tuple[str, int]) -> di
 
 def fill(axis: str, seeds: list[int], same: dict[str, Any], device: Device, workers: int) -> None:
     """Measures what an axis lacks; writes its file after each cell."""
-    rows, cells = finished(axis, same), owned(axis)
+    rows, cells, out = finished(axis, same), owned(axis), FOLDER / f"{axis}.json"
+    if out.exists() and not kept(out, same):
+        lost = {run["seed"] for run in read_json(out)["runs"]} - set(seeds)
+        if lost:
+            raise ForeshotError(
+                f"{out}: measured with other code or on another machine, also with seeds "
+                f"{', '.join(map(str, sorted(lost)))}, which would be lost; expected them among "
+                "--seeds, or the file moved away"
+            )
     about = same | {
         "axis": axis,
         "place": list(AXES).index(axis),
@@ -434,7 +442,7 @@ def fill(axis: str, seeds: list[int], same: dict[str, Any], device: Device, work
             **found,
         }
         date = datetime.now(UTC).date().isoformat()
-        write_json(FOLDER / f"{axis}.json", about | {"date": date, "runs": list(rows.values())})
+        write_json(out, about | {"date": date, "runs": list(rows.values())})
 
 
 SLOWER = {

@@ -217,9 +217,11 @@ def test_what_is_there_is_not_measured_again(
     monkeypatch.setitem(map_.AXES["rate"], "1", ("attack.rate=0.02",))  # another cell by that name
     map_.fill("rate", [1], SAME, "cpu", 1)
     assert measured[4:] == [(0.02, 1)]
-    map_.fill("rate", [0], {**SAME, "code": "other"}, "cpu", 1)
-    assert measured[5:] == [(0.02, 0), (0.5, 0)]
-    assert len(read_json(tmp_path / "rate.json")["runs"]) == 2
+    with pytest.raises(ForeshotError, match="also with seeds 0, which would be lost"):
+        map_.fill("rate", [1], {**SAME, "code": "other"}, "cpu", 1)
+    map_.fill("rate", [0, 1], {**SAME, "code": "other"}, "cpu", 1)
+    assert measured[5:] == [(0.02, 0), (0.5, 0), (0.02, 1), (0.5, 1)]
+    assert len(read_json(tmp_path / "rate.json")["runs"]) == 4
 
 
 def test_the_plan_counts_what_is_shared_once(measured: list[tuple[float, int]]) -> None:
