@@ -99,12 +99,13 @@ DISTILLED = ("combined", "consistency", "second_teacher")
 """Screens on whose result a student is distilled: the ones that an engineer would switch on."""
 NEEDS_LABELS = ("label_disagreement",)
 """Not in the matrix: an attack that changes images alone leaves the labels right."""
-LEVEL = ", level 0.2"
-"""Of a screen's name: it removes by the rate of false discoveries, and not by p-value."""
+RULES = {"drop 0.05": "defender.drop=0.05", "level 0.2": "defender.level=0.2"}
+"""Other rules than the default by which those screens remove images: behind their name, in rows of
+their own."""
 ROWS = (
     UNDEFENDED,
     *(name for name in DEFENCES if name not in NEEDS_LABELS),
-    *(name + LEVEL for name in DISTILLED),
+    *(f"{name}, {rule}" for rule in RULES for name in DISTILLED),
 )
 
 
@@ -115,11 +116,10 @@ def config_of(preset: str, attack: str, defence: str, seed: int) -> Config:
 
 def settings_of(preset: str, attack: str, defence: str, seed: int) -> list[str]:
     """What a cell sets over its preset."""
-    name = WITHOUT if defence == UNDEFENDED else defence.removesuffix(LEVEL)
-    rule = ["defender.level=0.2"] if defence.endswith(LEVEL) else []
-    kinds = SETTINGS[preset]
+    name, _, rule = (WITHOUT if defence == UNDEFENDED else defence).partition(", ")
+    kinds, rules = SETTINGS[preset], [RULES[rule]] if rule else []
     own = kinds.get(DEFENCES[name].kind, kinds[""])
-    return [*own, *rule, *ATTACKS[attack], f"defence.name={name}", f"seed={seed}"]
+    return [*own, *rules, *ATTACKS[attack], f"defence.name={name}", f"seed={seed}"]
 
 
 def measure(config: Config, store: Store, engine: Compute, defence: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def measure(config: Config, store: Store, engine: Compute, defence: str) -> dict
         screened = guard.screen(teacher, poison)
         found["screen"] = quality(screened.verdict, poison.poison, config.target)
         found["seconds"] = screened.seconds
-        if defence.removesuffix(LEVEL) not in DISTILLED:
+        if config.defence.name not in DISTILLED:
             return found
     defended = guard.student(teacher, poison)
     if isinstance(config.defence, Monitor) and defence != UNDEFENDED:

@@ -21,9 +21,10 @@ def test_a_cell_is_what_its_names_say(preset: str) -> None:
     for attack in defences.ATTACKS:
         for defence in defences.ROWS:
             config = defences.config_of(preset, attack, defence, 3)
-            name = defence.removesuffix(defences.LEVEL)
+            name, _, rule = defence.partition(", ")
             expected = defences.WITHOUT if defence == defences.UNDEFENDED else name
-            assert config.defender.level == (None if name == defence else 0.2)
+            assert config.defender.level == (0.2 if rule == "level 0.2" else None)
+            assert config.defender.drop == (0.05 if rule == "drop 0.05" else 0.02)
             assert (config.defence.name, config.seed) == (expected, 3)
             assert config.attack.rate == (0.01 if "1 %" in attack else 0.05)
             if attack in ("fgsm", "pgd", "cw"):
