@@ -179,9 +179,42 @@ def test_every_image_is_seen_once_an_epoch_with_its_own_target() -> None:
     assert seen[50:] != seen[:50]
     assert seen[:50] != sorted(seen[:50])
     seen.clear()
-    last_alone = Samples(images[:49], {"y": torch.arange(49)})
-    fit(Notes(), last_alone, Training(epochs=1, batch=16), CPU, seed=0, stage="x")
-    assert len(seen) == 48  # BatchNorm has no variance of one image
+    odd = Samples(images[:49], {"y": torch.arange(49)})
+    fit(Notes(), odd, Training(epochs=1, batch=16), CPU, seed=0, stage="x")
+    assert len(seen) == 49  # none is left over for a batch of its own, which would have no variance
+    seen.clear()
+    alone = Samples(images, {"y": torch.arange(50)}, weights=(torch.arange(50) == 3).float())
+    fit(Notes(), alone, Training(epochs=1, batch=16), CPU, seed=0, stage="x")
+    assert not seen
+
+
+def test_no_epoch_ends_with_a_batch_of_a_few_images(tiny: Tiny) -> None:
+    sizes: list[int] = []
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            sizes.append(len(x))
+            return {"loss": self.weight.square()}
+
+    schedule = Training(epochs=1, batch=32)
+    fit(Counting(), Samples(tiny.train.images[:67]), schedule, CPU, seed=0, stage="test")
+    assert sizes == [23, 22, 22]
+    sizes.clear()
+    rare = torch.full((67,), 0.5).index_fill(0, torch.arange(1), 1)
+    fit(
+        Counting(),
+        Samples(tiny.train.images[:67], weights=rare),
+        schedule,
+        CPU,
+        seed=0,
+        stage="test",
+    )
+    assert max(sizes) - min(sizes) <= 1
+    assert 20 < sum(sizes) < 50
 
 
 def test_each_epoch_sees_views_of_its_own() -> None:

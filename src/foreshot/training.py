@@ -29,7 +29,7 @@ class Training(Part):
 
     Args:
         epochs: passes over the set.
-        batch: images a step.
+        batch: images a step at most: an epoch is divided as evenly as can be.
         lr: peak learning rate; it rises linearly from zero over `warmup` and falls by a cosine.
         warmup: share of the steps before the peak.
         milestones: shares of the steps at which the learning rate falls to a tenth, in place of
@@ -172,12 +172,13 @@ def fit(
         if rank():
             random = generator(seed, stage, "augment", epoch, rank())
         done = 0
-        batches = order.split(training.batch)
+        # As even as can be: a last batch of a few images would spoil BatchNorm's statistics.
+        batches = order.tensor_split(max(1, math.ceil(len(order) / training.batch)))
         for number, batch in enumerate(batches):
             if recall and number % AHEAD == 0:
                 ahead = torch.cat([share(each) for each in batches[number : number + AHEAD]])
                 recall.prepare(ahead, views[ahead])
-            if len(batch) < 2 * size():  # BatchNorm has no variance of one image
+            if len(batch) < 2 * size():  # of so few BatchNorm has no variance
                 continue
             mine = share(batch)
             for group in optimizer.param_groups:
