@@ -99,7 +99,7 @@ DISTILLED = ("combined", "consistency", "second_teacher")
 """Screens on whose result a student is distilled: the ones that an engineer would switch on."""
 NEEDS_LABELS = ("label_disagreement",)
 """Not in the matrix: an attack that changes images alone leaves the labels right."""
-RULES = {"drop 0.05": "defender.drop=0.05", "level 0.2": "defender.level=0.2"}
+RULES = {"drop 0.02": "defender.drop=0.02", "level 0.2": "defender.level=0.2"}
 """Other rules than the default by which those screens remove images: behind their name, in rows of
 their own."""
 ROWS = (

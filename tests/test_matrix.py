@@ -24,7 +24,7 @@ def test_a_cell_is_what_its_names_say(preset: str) -> None:
             name, _, rule = defence.partition(", ")
             expected = defences.WITHOUT if defence == defences.UNDEFENDED else name
             assert config.defender.level == (0.2 if rule == "level 0.2" else None)
-            assert config.defender.drop == (0.05 if rule == "drop 0.05" else 0.02)
+            assert config.defender.drop == (0.02 if rule == "drop 0.02" else 0.05)
             assert (config.defence.name, config.seed) == (expected, 3)
             assert config.attack.rate == (0.01 if "1 %" in attack else 0.05)
             if attack in ("fgsm", "pgd", "cw"):

@@ -16,6 +16,7 @@ from foreshot.compromises import AnyCompromise
 from foreshot.compute import Precision
 from foreshot.data import AnyDataset, Signs
 from foreshot.defences import AnyDefence, Repair
+from foreshot.defences.conformal import DROP
 from foreshot.distillation import KD, Term
 from foreshot.errors import ForeshotError, nearest
 from foreshot.family import Member, Part
@@ -95,7 +96,7 @@ class Defender(Part):
 
     clean: int = Field(default=500, ge=0)
     labels: bool = False
-    drop: float = Field(default=0.02, gt=0, lt=1)
+    drop: float = Field(default=DROP, gt=0, lt=1)
     level: float | None = Field(default=None, gt=0, lt=1)
     remove: float | None = Field(default=None, gt=0, lt=1)
 

@@ -15,6 +15,7 @@ from foreshot.data.base import ImageSet
 from foreshot.defences import SCREENING, Scores, Screen
 from foreshot.defences.combined import DEFAULT, combined
 from foreshot.defences.conformal import (
+    DROP,
     benjamini_hochberg,
     enriched,
     exponential_tails,
@@ -102,7 +103,7 @@ def audit(
     second: nn.Module | None = None,
     screens: Sequence[Screen] | None = None,
     alarm: float = 0.05,
-    drop: float = 0.05,
+    drop: float = DROP,
     seed: int = 0,
     compute: Compute = CPU,
     store: Store | None = None,

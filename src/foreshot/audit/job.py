@@ -12,6 +12,7 @@ from foreshot.audit.student_report import StudentReport
 from foreshot.audit.teacher import Teacher, load_teacher
 from foreshot.compute import Device, compute
 from foreshot.defences import SCREENS, Combined, Screen
+from foreshot.defences.conformal import DROP
 from foreshot.errors import ForeshotError, nearest
 from foreshot.progress import Listener, silent
 from foreshot.store import Store, home
@@ -47,7 +48,7 @@ class Job:
     labels: bool = False
     screens: tuple[str, ...] = ()
     alarm: float = 0.05
-    drop: float = 0.05
+    drop: float = DROP
     broken: Literal["skip", "refuse"] = "skip"
     write_clean: Path | None = None
     seed: int = 0

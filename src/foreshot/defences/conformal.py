@@ -13,6 +13,11 @@ from foreshot.errors import ForeshotError
 from foreshot.files import read_tensors, write_tensors
 from foreshot.views import DefenderView
 
+DROP = 0.05
+"""Share of innocent images given up to be rid of poison that hides among them. Of poison that was
+crafted to survive, 1 of 450 images stays at 5 % and 5 at 2 %, enough to turn a student
+(docs/matrix.md)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
@@ -60,7 +65,7 @@ class Verdict:
 def judge(
     screen: Screen,
     view: DefenderView,
-    drop: float = 0.02,
+    drop: float = DROP,
     *,
     level: float | None = None,
     remove: float | None = None,
