@@ -74,6 +74,16 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be made or written to, before the work is done."""
+    path = folder.absolute()
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise ForeshotError(f"{folder}: expected a folder, or room for one, found the file {there}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ForeshotError(f"{folder}: expected a folder to write to, found {there} read-only")
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -146,6 +156,31 @@ def _in_order(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[end:]
 
 
+@contextmanager
+def safe_opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; whatever is wrong with it, until the block ends, is one sentence."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise ForeshotError(f"{path}: expected a safetensors file, found nothing") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        if _pickled(path):
+            raise ForeshotError(
+                f"{path}: expected a safetensors file, found a pickle, which could run anything; "
+                "safetensors.torch.save_file writes its state_dict as one"
+            ) from None
+        raise ForeshotError(f"{path}: expected a whole safetensors file: {error}") from None
+
+
+def _pickled(path: Path) -> bool:
+    """Whether a file begins like those of `torch.save`, new or old ones."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(2) in (b"PK", b"\x80\x02")
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads a safetensors file: its tensors, and its metadata with JSON values parsed.
 
@@ -153,14 +188,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ForeshotError: the file is not there, not a whole safetensors file, or was written by
             `write_tensors` and has changed.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise ForeshotError(f"{path}: expected a safetensors file, found nothing") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ForeshotError(f"{path}: expected a whole safetensors file: {error}") from None
+    with safe_opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     expected = metadata.pop(DIGEST, None)
     if expected is not None and (found := _digest(tensors, metadata)) != expected:
         raise ForeshotError(f"{path}: expected digest {expected[:12]}, found {found[:12]}")

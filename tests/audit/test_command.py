@@ -126,6 +126,12 @@ def test_poison_is_exit_code_1_and_a_clean_set_is_0(audit_, files: Files) -> Non
     for name in ("report.html", "ranked.jsonl"):
         assert name in bad.out
     found = rows(Path("audits/bad"))
+    assert "Kept 3" in text
+    assert f"of 400 images in kept; left-out.jsonl there lists {verdict['left_out']} " in text
+    assert "400 images and 600 clean ones" in text
+    page = Path("audits/bad/report.html").read_text(encoding="utf-8")
+    for shown in (files.bad, files.teacher, files.trusted, "400 images and 600 clean ones"):
+        assert f"<td>{shown}</td>" in page
     assert {row["name"] for row in found[:20]} <= files.poison
     assert [row["rank"] for row in found] == list(range(1, 401))
     assert sorted(row["index"] for row in found) == list(range(400))
@@ -184,8 +190,14 @@ def test_without_clean_images_it_says_that_it_guesses(audit_, files: Files) -> N
 def test_a_small_clean_set_is_warned_of(audit_, files: Files, tmp_path: Path) -> None:
     few = put(stripes(8, 3), tmp_path / "few")
     common = (files.ok, "--teacher", files.teacher, "--screens", "near_duplicate", "--clean")
-    nothing = one_line(audit_(*common, few, "--alarm", "0.001").out)
-    assert "WARNING: with 8 clean images, no share of poison can be found. Take more." in nothing
+    nothing = audit_(*common, few, "--alarm", "0.001", "--write-clean", "kept")
+    assert (nothing.code, nothing.err) == (2, "")
+    said = one_line(nothing.out)
+    assert "NO VERDICT: so few images cannot tell a poisoned set from a clean one (p = " in said
+    assert "WARNING: with 8 clean images and a set of 160, no share of poison can be found." in said
+    assert "kept was not written: it could hold poison." in said
+    assert not Path("kept").exists()
+    assert read_json(Path("audits/ok/verdict.json"))["verdict"] == "none"
     more = one_line(audit_(*common, files.trusted).out)
     smallest = read_json(Path("audits/ok/verdict.json"))["smallest_share"]
     assert 0.01 < smallest < 0.1
@@ -202,9 +214,59 @@ def test_a_suspicious_set_that_cannot_be_cleaned_is_warned_of(
     save_images(tmp_path / "set.safetensors", replace(tiny.train, labels=labels))
     few = put(stripes(30, 3), tmp_path / "few")
     common = ("--teacher", files.teacher, "--labels", "--screens", "label_disagreement")
-    ended = audit_("set.safetensors", *common, "--clean", few)
+    ended = audit_("set.safetensors", *common, "--clean", few, "--write-clean", "kept")
     assert ended.code == 1
     assert "WARNING: no single image stands out enough to be left out" in one_line(ended.out)
+    assert "kept was not written: it could hold poison." in one_line(ended.out)
+    assert not Path("kept").exists()
+
+
+def test_a_guess_takes_as_many_images_as_its_rate_of_alarms(audit_, files: Files, tmp_path) -> None:
+    common = ("--teacher", files.teacher, "--screens", "near_duplicate", "--out", "out")
+    for count, code in ((19, 2), (20, 0)):
+        folder = put(stripes(count, 1), tmp_path / f"of-{count}")
+        assert audit_(folder, *common).code == code
+    assert audit_(folder, *common, "--alarm", "0.01").code == 2
+
+
+def test_a_verdict_of_something_else_does_not_stay(
+    audit_, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = put(stripes(20, 1), tmp_path / "elsewhere" / "ok")
+    common = ("--teacher", files.teacher, "--screens", "near_duplicate")
+    verdict = Path("audits/ok/verdict.json")
+    assert audit_(files.ok, *common).code == 0
+    assert read_json(verdict)["paths"]["set"] == str(files.ok)
+    refused = audit_(other, *common)
+    assert refused.code == 2
+    assert refused.err == (
+        f"foreshot: audits/ok: expected no audit or one of {other}, found one of {files.ok}; "
+        "--out names another folder\n"
+    )
+    assert verdict.exists()
+    assert audit_(other, *common, "--out", "audits/ok").code == 0
+    assert read_json(verdict)["paths"]["set"] == str(other)
+    monkeypatch.setattr(NearDuplicate, "suspicion", lambda *_: 1 / 0)
+    assert audit_(other, *common, "--seed", "1").code == 2
+    assert not verdict.exists()
+
+
+def test_a_full_disk_is_said_of_what_could_not_be_written(
+    audit_, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.suffix == ".png":
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    common = ("--teacher", files.teacher, "--screens", "near_duplicate")
+    ended = audit_(files.ok, *common, "--write-clean", "kept")
+    assert ended.code == 2
+    assert re.fullmatch(r"foreshot: \S+/\.kept\.part/\S+\.png: no space left.*\n", ended.err)
+    assert not list(Path().glob("*kept*"))
 
 
 def test_labels_and_a_file_of_tensors(audit_, files: Files, tiny: Tiny, tmp_path: Path) -> None:
@@ -277,6 +339,7 @@ def strange(folder: Path) -> dict[str, str]:
     (folder / "out.png").symlink_to(folder.parent / "secret.png")
     (folder / "loop.png").symlink_to(folder / "loop.png")
     os.mkfifo(folder / "pipe.png")
+    (folder / "tied").symlink_to(folder / CLASSES[0])
     whole.convert("CMYK").save(folder / "cmyk.jpg")
     whole.save(folder / ".hidden.png")
     return {
@@ -290,6 +353,7 @@ def strange(folder: Path) -> dict[str, str]:
         "large.png": "expected at most 67108864 pixels, found 81000000",
         "out.png": "expected to stay in",
         "loop.png": "expected ",
+        "tied": "expected a picture, found a link to a folder, not followed",
         "pipe.png": "expected a regular file, found something else",
     }
 
@@ -297,7 +361,7 @@ def strange(folder: Path) -> dict[str, str]:
 def test_strange_files_are_named_and_skipped_or_refused(
     audit_, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = put(stripes(12, 1), tmp_path / "strange")
+    folder = put(stripes(18, 1), tmp_path / "strange")
     Image.new("L", (12, 12)).save(tmp_path / "secret.png")
     expected = strange(folder)
     decoded: list[int] = []
@@ -308,13 +372,15 @@ def test_strange_files_are_named_and_skipped_or_refused(
     arguments = (folder, "--teacher", files.teacher, "--screens", "near_duplicate")
     ended = audit_(*arguments)
     assert (ended.code, ended.err) == (0, "")
-    assert "11 files were not read:" in ended.out
+    assert "12 files were not read:" in ended.out
+    warning = "WARNING: 12 of 32 files of the set were not read: nothing is said of them."
+    assert warning in one_line(ended.out)
     skipped = read_json(Path("audits/strange/verdict.json"))["skipped"]
     assert skipped.keys() == expected.keys()
     for name, reason in expected.items():
         assert skipped[name].startswith(reason), name
     assert {row["name"] for row in rows(Path("audits/strange"))} == {
-        "whole.png", "cmyk.jpg", *(f"{CLASSES[i % 4]}/{i:04}.png" for i in range(12)),
+        "whole.png", "cmyk.jpg", *(f"{CLASSES[i % 4]}/{i:04}.png" for i in range(18)),
     }  # fmt: skip
     assert max(decoded) <= 1 << 26  # nothing beyond the limit was unpacked
     refused = audit_(*arguments, "--broken", "refuse")
@@ -326,11 +392,16 @@ def test_strange_files_are_named_and_skipped_or_refused(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("nowhere",), "nowhere: expected a safetensors file, found "),
-        (("empty",), "empty: expected pictures (.png, .jpg, .jpeg, .webp), found none that can be"),
+        (("nowhere",), "nowhere: expected a folder of pictures or a safetensors file, found"),
+        (("empty",), "empty: expected pictures (.png, .jpg, .jpeg, .webp), found no file"),
+        (("other",), "other: expected pictures (.png, .jpg, .jpeg, .webp), found 2 files and none "
+            "that can be read, a.txt the first: expected a picture (.png, .jpg, .jpeg, .webp), "),
+        (("OK/../t.safetensors",), "OK/../t.safetensors: expected a tensor 'images', found mean, "),
+        (("OK", "--out", "other/a.txt/b"), "other/a.txt/b: expected a folder, or room for one, "),
         (("OK", "--screens", "consistancy"), "--screens: found 'consistancy'; did you mean"),
         (("OK", "--screens", "combined"), "--screens: found 'combined'; "),
-        (("OK", "--screens", "frequency"), "screen frequency: expected a clean set"),
+        (("OK", "--screens", "frequency"), "screen frequency: expected clean images (--clean), "),
+        (("OK", "--screens", "label_disagreement"), "screen label_disagreement: expected labels ("),
         (("OK", "--screens", "strip"), "screen strip: expected "),
         (("OK", "--write-clean", "empty/.."), "empty/..: expected no folder or an empty one"),
         (("OK", "--write-clean", "OK/kept"), "OK/kept: expected a folder outside "),
@@ -344,7 +415,7 @@ def test_strange_files_are_named_and_skipped_or_refused(
         (("OK", "--architecture", "{name: [timm]}"), "--architecture: found ['timm']; expected "),
         (("OK", "--architecture", "{name: timm, modle: a}"), "--architecture: modle: no such key"),
         (("OK", "--architecture", "timn"), "--architecture: found 'timn'; did you mean 'timm'?"),
-        (("OK", "--second", "wide.safetensors"), "wide.safetensors: expected metadata foreshot-m"),
+        (("OK", "--second", "wide.safetensors"), "wide.safetensors: expected a model file of fore"),
         (("OK", "--alarm", "0"), "Invalid value for '--alarm'"),
     ],
 )  # fmt: skip
@@ -353,6 +424,8 @@ def test_a_users_error_is_one_sentence_and_exit_code_2(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "other" / name).write_text("no picture")
     (tmp_path / "OK").symlink_to(files.ok)
     save_file({"images": torch.zeros(3, 1, 9, 9, dtype=torch.uint8)}, "wide.safetensors")
     save_file({"images": torch.zeros(3, 1, 12, 12, dtype=torch.uint8)}, "bare.safetensors")
@@ -398,7 +471,7 @@ def hostile(files: Files, tiny: Tiny, audit_, tmp_path: Path) -> tuple[Ended, st
     """What is printed, and the page, where names of files and classes mean harm."""
     classes = (HOSTILE, "\x1b[31mred\x1b[0m", "[bold]markup[/bold]", "{{ 7 * 7 }}" * 90)
     save_model(tmp_path / "t.safetensors", tiny.teacher, ARCHITECTURE, (1, SIDE, SIDE), classes)
-    folder = put(stripes(8, 1), tmp_path / "set")
+    folder = put(stripes(20, 1), tmp_path / "set")
     picture = next(folder.rglob("*.png"))
     for name in (
         "<img src=x onerror=\"document.title='owned'\">.png",
@@ -425,7 +498,7 @@ def test_hostile_names_are_text(hostile: tuple[Ended, str]) -> None:
             "lang", "charset", "name", "content", "http-equiv", "class", "src", "alt",
         }  # fmt: skip
         assert tag != "img" or str(attributes["src"]).startswith("data:image/png;base64,")
-    assert sum(tag == "img" for tag, _ in page.tags) == 13
+    assert sum(tag == "img" for tag, _ in page.tags) == 25
     assert "&lt;script&gt;" in text
     assert "49" * 9 not in text
     assert "\x1b" not in ended.out + text
@@ -479,7 +552,7 @@ def test_the_page_is_small_and_shows_what_changes_do(
 
     transfer = ImageSet(images, None, ("loud", "calm"))
     done = audit(transfer, Bright(), screens=[NearDuplicate(compared=4)])
-    report = reports.Report(done, Found(transfer, list(map(str, range(60))), {}), {}, tmp_path)
+    report = reports.Report(done, Found(transfer, list(map(str, range(60))), {}), {}, tmp_path, {})
     text = report.html()
     assert len(text.encode()) < 3_000_000
     assert text.count("<li>") == 48

@@ -359,7 +359,7 @@ def test_bad_files_are_one_sentence(call, tiny: Tiny, pair: Pair, tmp_path: Path
             "4 classes as the teacher's, found (1, 12, 12) images and 4 classes of other names",
         ),
         (("no.safetensors", "--teacher", teacher, "--clean", clean), "no.safetensors"),
-        ((clean, "--teacher", teacher, "--clean", clean), "expected metadata foreshot-model"),
+        ((clean, "--teacher", teacher, "--clean", clean), "expected a model file of foreshot"),
         ((teacher, "--teacher", teacher, "--clean", "nowhere"), "nowhere"),
         ((teacher, "--teacher", teacher), "clean"),
     ):

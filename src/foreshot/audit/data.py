@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,18 +73,34 @@ class Audit:
         return self.view.clean is not None
 
     @property
+    def telling(self) -> bool:
+        """Whether there is enough to go by for a verdict; if not, it could only be clean."""
+        if self.calibrated:
+            return self.smallest is not None or self.set_p <= self.alarm
+        return len(self.p) * self.alarm >= 1  # such a tail of fewer images is none of them
+
+    @property
+    def verdict(self) -> Literal["clean", "suspicious", "none"]:
+        """What is said of the set; that it is clean only where poison could have been seen."""
+        if not self.telling:
+            return "none"
+        return "suspicious" if self.suspicious else "clean"
+
+    @property
     def suspicious(self) -> bool:
-        """The verdict."""
-        return self.set_p <= self.alarm
+        """Whether the set looks poisoned."""
+        return self.telling and self.set_p <= self.alarm
 
     @cached_property
     def left_out(self) -> Tensor:
         """Whether an image is left out of the clean subset, bool (N,)."""
+        out = torch.zeros(len(self.p), dtype=torch.bool)
+        if not self.suspicious:
+            return out
         if self.calibrated:
-            return (self.p <= self.drop) & self.suspicious
+            return self.p <= self.drop
         # A guess that is wrong for many clean images would leave them all out.
-        flagged = benjamini_hochberg(self.p, self.alarm)
-        return torch.zeros(len(self.p), dtype=torch.bool).index_fill(0, flagged, True)
+        return out.index_fill(0, benjamini_hochberg(self.p, self.alarm), True)
 
     @cached_property
     def target(self) -> int | None:

@@ -6,16 +6,25 @@ from typing import Literal
 
 from foreshot.audit.data import audit
 from foreshot.audit.reading import Wanted, read_set
-from foreshot.audit.report import Report, check_apart, check_free
+from foreshot.audit.report import Report, check_apart, check_free, renew
 from foreshot.audit.student import audit_student
 from foreshot.audit.student_report import StudentReport
 from foreshot.audit.teacher import Teacher, load_teacher
 from foreshot.compute import Device, compute
 from foreshot.defences import SCREENS, Combined, Screen
 from foreshot.defences.conformal import DROP
+from foreshot.defences.pool import Need
 from foreshot.errors import ForeshotError, nearest
 from foreshot.progress import Listener, silent
 from foreshot.store import Store, home
+
+AUDITS = Path("audits")
+NEEDED: dict[Need, str] = {
+    "clean": "clean images (--clean)",
+    "labels": "labels (--labels)",
+    "second": "a second teacher (--second)",
+    "student": "a student, which an audit of a set does not have; `foreshot run` does",
+}
 
 
 @dataclass(frozen=True)
@@ -33,14 +42,14 @@ class Job:
         screens: names; none stands for all that can be had.
         alarm, drop, seed: see `foreshot.audit.data.audit`.
         broken: what to do about files that cannot be read.
-        out: folder of the report.
+        out: folder of the report; if None, audits/NAME with the name of the set.
         write_clean: folder for the kept subset.
         device: where to run.
     """
 
     source: Path
     teacher: Path
-    out: Path
+    out: Path | None = None
     architecture: str | None = None
     size: int = 224
     clean: Path | None = None
@@ -56,10 +65,13 @@ class Job:
 
     def run(self, listener: Listener = silent) -> Report:
         """Reads, screens and writes; scores of finished screens are found in the store."""
-        screens = [_screen(name) for name in self.screens]
-        check_apart(self.out, self.source, *([self.clean] if self.clean else []))
+        screens = [self._screen(name) for name in self.screens]
+        source = self.source
+        out = self.out or AUDITS / (source.resolve().name if source.is_dir() else source.stem)
+        check_apart(out, source, *([self.clean] if self.clean else []))
         if self.write_clean is not None:
-            check_free(self.source, self.write_clean, self.out)
+            check_free(source, self.write_clean, out)
+        renew(out, source, chosen=self.out is not None)
         engine = compute(self.device)
         teacher = load_teacher(self.teacher, self.architecture, self.size, engine)
         second = None
@@ -93,11 +105,23 @@ class Job:
             store=Store.open(listener),
             listener=listener,
         )
-        report = Report(done, found, skipped, self.out)
+        given = {"teacher": self.teacher, "second": self.second, "clean": self.clean}
+        paths = {what: path for what, path in given.items() if path is not None}
+        report = Report(done, found, skipped, out, {"set": source, **paths})
         report.write()
         if self.write_clean is not None:
-            report.write_clean(self.source, self.write_clean)
+            report.write_clean(source, self.write_clean)
         return report
+
+    def _screen(self, name: str) -> Screen:
+        singles = [key for key, kind in SCREENS.items() if kind is not Combined]
+        if name not in singles:
+            raise ForeshotError(f"--screens: found {name!r}; {nearest(name, singles)}")
+        given = {"clean": self.clean, "labels": self.labels, "second": self.second}
+        for need in sorted(SCREENS[name].needs):
+            if not given.get(need):
+                raise ForeshotError(f"screen {name}: expected {NEEDED[need]}, found none")
+        return SCREENS[name].model_validate({})
 
 
 @dataclass(frozen=True)
@@ -108,7 +132,7 @@ class StudentJob:
         student: a model file of foreshot's, or weights.
         teacher: the same, of its teacher.
         clean: a folder or file of clean images.
-        out: folder of the report.
+        out: folder of the report; if None, audits/NAME with the name of the student.
         student_architecture, architecture: of the student's and the teacher's weights, see
             `load_teacher`.
         size: side of the images that such networks are given, in pixels.
@@ -120,7 +144,7 @@ class StudentJob:
     student: Path
     teacher: Path
     clean: Path
-    out: Path
+    out: Path | None = None
     student_architecture: str | None = None
     architecture: str | None = None
     size: int = 224
@@ -131,7 +155,12 @@ class StudentJob:
 
     def run(self, listener: Listener = silent) -> StudentReport:
         """Reads, searches and writes; what was found before is taken from the store."""
-        check_apart(self.out, self.clean)
+        # The students of all runs are called the same; their folders are not.
+        path = self.student.resolve()
+        name = f"{path.parent.name}-student" if path.stem == "student" else path.stem
+        out = self.out or AUDITS / name
+        check_apart(out, self.clean)
+        renew(out, self.student, chosen=self.out is not None)
         engine = compute(self.device)
         teacher = load_teacher(self.teacher, self.architecture, self.size, engine)
         student = load_teacher(self.student, self.student_architecture, self.size, engine)
@@ -155,7 +184,8 @@ class StudentJob:
             store=Store.open(listener),
             listener=listener,
         )
-        report = StudentReport(done, read.skipped, self.out)
+        paths = {"student": self.student, "teacher": self.teacher, "clean": self.clean}
+        report = StudentReport(done, read.skipped, out, paths)
         report.write()
         return report
 
@@ -177,10 +207,3 @@ def alike(path: Path, other: Teacher, teacher: Teacher) -> Teacher:
     if found != expected:
         raise ForeshotError(f"{path}: expected {expected} as the teacher's, found {found}")
     return teacher if teacher.named else replace(teacher, classes=other.classes)
-
-
-def _screen(name: str) -> Screen:
-    singles = [key for key, kind in SCREENS.items() if kind is not Combined]
-    if name not in singles:
-        raise ForeshotError(f"--screens: found {name!r}; {nearest(name, singles)}")
-    return SCREENS[name].model_validate({})

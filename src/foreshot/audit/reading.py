@@ -66,6 +66,10 @@ def read_set(path: Path, wanted: Wanted) -> Found:
         ForeshotError: there are none, they are not what is wanted, or one cannot be read where
             `wanted.refuse` says so.
     """
+    if not path.exists():
+        raise ForeshotError(
+            f"{path}: expected a folder of pictures or a safetensors file, found nothing"
+        )
     found = _folder(path, wanted) if path.is_dir() else _file(path, wanted)
     if wanted.labels and found.images.labels is None:
         raise ForeshotError(f"{path}: expected labels, found none")
@@ -118,8 +122,12 @@ def _folder(root: Path, wanted: Wanted) -> Found:
             tell(Event(wanted.stage, "advance", done, len(files)))
     tell(Event(wanted.stage, "end", values={"read": len(names), "skipped": len(skipped)}))
     if not names:
+        what = "no file"
+        if skipped:
+            name, why = next(iter(skipped.items()))
+            what = f"{len(skipped):,} files and none that can be read, {name} the first: {why}"
         raise ForeshotError(
-            f"{root}: expected pictures ({', '.join(SUFFIXES)}), found none that can be read"
+            printable(f"{root}: expected pictures ({', '.join(SUFFIXES)}), found {what}")
         )
     remap = again and (lambda: again()[: len(names)])
     kept = ImageSet(images[: len(names)], torch.tensor(labels), wanted.classes, remap)
@@ -147,6 +155,8 @@ def content_of(path: Path, root: Path) -> bytes:
             raise ForeshotError(f"{path}: expected to stay in {root}, found a link that leads out")
     except (OSError, RuntimeError) as error:  # a RuntimeError is a loop of links
         raise ForeshotError(f"{path}: expected a readable file, found {error}") from error
+    if path.is_dir():
+        raise ForeshotError(f"{path}: expected a picture, found a link to a folder, not followed")
     if path.suffix.lower() not in SUFFIXES:
         kinds = ", ".join(SUFFIXES)
         raise ForeshotError(f"{path}: expected a picture ({kinds}), found another kind of file")

@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,9 @@ from foreshot.defences.screens import TeacherConsistency
 from foreshot.errors import ForeshotError, printable
 from foreshot.files import (
     PART,
+    check_writable,
+    naming,
+    read_json,
     sync_folder,
     write_bytes,
     write_json,
@@ -33,6 +39,8 @@ from foreshot.record import environment
 from foreshot.report.page import data_uri, named, render
 from foreshot.tables import console
 
+VERDICT = "verdict.json"
+COLOURS = {"clean": "bold green", "suspicious": "bold red", "none": "bold yellow"}
 SHOWN = 48
 """Images in the gallery."""
 LISTED = 10
@@ -49,10 +57,19 @@ class Report:
         found: what was read.
         skipped: what was not, of the set and of the clean images, and why.
         folder: to write to.
+        paths: where set, teacher and the rest come from, by what they are.
     """
 
-    def __init__(self, audit: Audit, found: Found, skipped: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        audit: Audit,
+        found: Found,
+        skipped: dict[str, str],
+        folder: Path,
+        paths: Mapping[str, Path],
+    ) -> None:
         self.audit, self.found, self.skipped, self.folder = audit, found, skipped, folder
+        self.paths, self.date = paths, datetime.now(UTC)
         self.notes: list[str] = []
 
     def write(self) -> None:
@@ -65,7 +82,7 @@ class Report:
         except ForeshotError as error:
             self.notes.append(f"{error}; ranked.jsonl holds the same.")
         write_bytes(self.folder / "report.html", self.html().encode())
-        write_json(self.folder / "verdict.json", self.summary())
+        write_json(self.folder / VERDICT, self.summary())
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -91,7 +108,8 @@ class Report:
         audit, view = self.audit, self.audit.view
         return {
             "schema": 1,
-            "verdict": "suspicious" if audit.suspicious else "clean",
+            "verdict": audit.verdict,
+            **written(self.paths, self.date),
             "calibrated": audit.calibrated,
             "sentences": self.sentences(),
             "p": audit.set_p,
@@ -122,10 +140,18 @@ class Report:
         """The verdict, the first of them, and what it is worth."""
         audit = self.audit
         against = "this clean set" if audit.calibrated else "the set's own bulk"
-        verdict = f"CLEAN: nothing was found that tells the set from {against}"
-        if audit.suspicious:
-            verdict = f"SUSPICIOUS: the set differs from {against} as a poisoned set does"
+        verdict = {
+            "clean": f"CLEAN: nothing was found that tells the set from {against}",
+            "suspicious": f"SUSPICIOUS: the set differs from {against} as a poisoned set does",
+            "none": "NO VERDICT: so few images cannot tell a poisoned set from a clean one",
+        }[audit.verdict]
         said = [f"{verdict} (p = {audit.set_p:.2g})."]
+        unread = len(self.found.skipped)
+        if unread:
+            said.append(
+                f"WARNING: {unread:,} of {unread + len(audit.p):,} files of the set were not read: "
+                "nothing is said of them."
+            )
         if audit.calibrated:
             said.append(
                 f"Of sets without poison, at most {100 * audit.alarm:g}% are called suspicious, if "
@@ -158,7 +184,8 @@ class Report:
         assert audit.view.clean is not None
         count = f"{len(audit.view.clean):,} clean images"
         if audit.smallest is None:
-            return f"WARNING: with {count}, no share of poison can be found. Take more."
+            size = f"a set of {len(audit.p):,}"
+            return f"WARNING: with {count} and {size}, no share of poison can be found. Take more."
         text = (
             f"ith {count}, poison of less than {audit.smallest:.2%} of the set cannot be found, "
             "even if a screen ranks all of it first."
@@ -169,7 +196,7 @@ class Report:
         """Prints the verdict, what each screen costs, and the most suspicious files."""
         audit = self.audit
         first, *rest = self.sentences()
-        console.print(Text(first, "bold red" if audit.suspicious else "bold green"))
+        console.print(Text(first, COLOURS[audit.verdict]))
         for sentence in [*rest, *self.notes]:
             console.print(Text(sentence))
         if self.skipped:
@@ -178,7 +205,8 @@ class Report:
                 console.print(Text(f"  {named(name)}: {printable(reason)}"))
             if len(self.skipped) > LISTED:
                 console.print(Text("  ... (all are in verdict.json)"))
-        costs = Table("asked", "images/s", title=f"{len(audit.view.pool):,} images")
+        console.print(Text(f"Asked about {self._asked()}:"))
+        costs = Table("who", "images/s")
         costs.columns[1].justify = "right"
         for name in audit.seconds:
             costs.add_row(Text(name), f"{audit.speed(name):,.0f}")
@@ -192,6 +220,11 @@ class Report:
             Text(f"Look at {self.folder / 'report.html'}; every image is in ranked.jsonl.")
         )
 
+    def _asked(self) -> str:
+        clean = self.audit.view.clean
+        beside = "" if clean is None else f" and {len(clean):,} clean ones"
+        return f"{len(self.audit.p):,} images{beside}"
+
     def html(self) -> str:
         """The gallery, one file that asks nothing of the net."""
         return render(
@@ -199,7 +232,8 @@ class Report:
             "report.html.j2",
             first=self.sentences()[0],
             sentences=self.sentences()[1:],
-            suspicious=self.audit.suspicious,
+            verdict=self.audit.verdict,
+            about={**told(self.paths, self.date), "images": self._asked()},
             cards=self._cards(),
             skipped=[(named(k), printable(v)) for k, v in list(self.skipped.items())[:SHOWN]],
             unread=len(self.skipped),
@@ -250,8 +284,22 @@ class Report:
     # The kept subset -----------------------------------------------------------------------------
 
     def write_clean(self, source: Path, folder: Path) -> None:
-        """Writes what is kept of the set, and `left-out.jsonl`; all of it or nothing."""
-        audit, folder = self.audit, folder.resolve()
+        """Writes what is kept of the set, and `left-out.jsonl`; all of it or nothing.
+
+        Nothing of a set of which nobody knows that it is clean, or which images make it suspicious.
+        """
+        audit, out = self.audit, int(self.audit.left_out.sum())
+        if not audit.telling or (audit.suspicious and not out):
+            self.notes.append(f"{folder} was not written: it could hold poison.")
+            return
+        self._write_clean(source, folder.resolve())
+        self.notes.append(
+            f"Kept {len(audit.p) - out:,} of {len(audit.p):,} images in {folder}; left-out.jsonl "
+            f"there lists {out:,} suspicious images and {len(self.found.skipped):,} unread files."
+        )
+
+    def _write_clean(self, source: Path, folder: Path) -> None:
+        audit = self.audit
         part = folder.with_name(f".{folder.name}{PART}")
         shutil.rmtree(part, ignore_errors=True)  # of one that was killed
         try:
@@ -266,7 +314,8 @@ class Report:
                         raise ForeshotError(printable(sentence))
                     target = part / name
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(content)
+                    with naming(target):
+                        target.write_bytes(content)
             else:
                 images, labels, classes = read(source)
                 tensors = {"images": images[kept]}
@@ -282,6 +331,39 @@ class Report:
             sync_folder(folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def written(paths: Mapping[str, Path], date: datetime) -> dict[str, Any]:
+    """What `verdict.json` says of where all comes from, and when it was looked at."""
+    where = {what: str(path.resolve()) for what, path in paths.items()}
+    return {"date": date.isoformat(timespec="seconds"), "paths": where}
+
+
+def told(paths: Mapping[str, Path], date: datetime) -> dict[str, str]:
+    """The same for people."""
+    where = {what: named(str(path.resolve())) for what, path in paths.items()}
+    return {**where, "date": f"{date:%Y-%m-%d %H:%M} UTC", "foreshot": version("foreshot")}
+
+
+def renew(out: Path, source: Path, *, chosen: bool) -> None:
+    """Takes a folder for the report: what an earlier audit concluded there is gone from now on.
+
+    Args:
+        out: the folder.
+        source: of what the report will be.
+        chosen: whether it was asked for; if not, the report of something else is not overwritten.
+    """
+    check_writable(out)
+    verdict = out / VERDICT
+    if verdict.exists() and not chosen:
+        paths = dict(read_json(verdict)).get("paths", {})
+        before = paths.get("student", paths.get("set"))
+        if before not in (None, str(source.resolve())):
+            raise ForeshotError(
+                f"{out}: expected no audit or one of {source}, found one of {before}; --out names "
+                "another folder"
+            )
+    verdict.unlink(missing_ok=True)
 
 
 def check_apart(out: Path, *sets: Path) -> None:
@@ -305,5 +387,6 @@ def check_free(source: Path, folder: Path, out: Path) -> None:
         raise ForeshotError(f"{folder}: expected a folder outside {source}, found one in it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ForeshotError(f"{folder}: expected no folder or an empty one, found other files")
+    check_writable(folder)
     if out.resolve().is_relative_to(folder.resolve()):
         raise ForeshotError(f"{folder}: expected a folder apart from the report's, found {out}")

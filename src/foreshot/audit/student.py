@@ -7,6 +7,7 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +105,13 @@ class StudentAudit:
         return float(self.scores.max())
 
     @property
+    def verdict(self) -> Literal["clean", "suspicious"]:
+        """What is said of the student."""
+        return "suspicious" if self.suspicious else "clean"
+
+    @property
     def suspicious(self) -> bool:
-        """The verdict."""
+        """Whether it looks as if it had learned a trigger."""
         return bool((self.p <= self.alarm).any())
 
     @property

@@ -1,6 +1,8 @@
 """What the audit of a student leaves: a verdict, the changes, and a gallery of them."""
 
 import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from foreshot.audit.report import COLOURS, VERDICT, told, written
 from foreshot.audit.student import FITTED, PARTS, StudentAudit
 from foreshot.files import write_bytes, write_json, write_tensors
 from foreshot.levels import to_float, to_uint8
@@ -30,10 +33,18 @@ class StudentReport:
         audit: what was found out.
         skipped: which pictures were not read, and why.
         folder: to write to.
+        paths: where student, teacher and clean images come from, by what they are.
     """
 
-    def __init__(self, audit: StudentAudit, skipped: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        audit: StudentAudit,
+        skipped: dict[str, str],
+        folder: Path,
+        paths: Mapping[str, Path],
+    ) -> None:
         self.audit, self.skipped, self.folder = audit, skipped, folder
+        self.paths, self.date = paths, datetime.now(UTC)
 
     def write(self) -> None:
         """Writes all files, the verdict last."""
@@ -42,7 +53,7 @@ class StudentReport:
         about = {"classes": list(self.audit.clean.classes)}
         write_tensors(self.folder / "changes.safetensors", tensors, about)
         write_bytes(self.folder / "report.html", self.html().encode())
-        write_json(self.folder / "verdict.json", self.summary())
+        write_json(self.folder / VERDICT, self.summary())
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -68,7 +79,8 @@ class StudentReport:
         audit = self.audit
         return {
             "schema": 1,
-            "verdict": "suspicious" if audit.suspicious else "clean",
+            "verdict": audit.verdict,
+            **written(self.paths, self.date),
             "sentences": self.sentences(),
             "score": audit.score,
             "p": float(audit.p.min()),
@@ -116,7 +128,7 @@ class StudentReport:
     def print(self) -> None:
         """Prints the verdict, and the most suspicious classes."""
         first, *rest = self.sentences()
-        console.print(Text(first, "bold red" if self.audit.suspicious else "bold green"))
+        console.print(Text(first, COLOURS[self.audit.verdict]))
         for sentence in rest:
             console.print(Text(sentence))
         if self.skipped:
@@ -143,7 +155,8 @@ class StudentReport:
             "foreshot.audit",
             "student.html.j2",
             sentences=self.sentences(),
-            suspicious=self.audit.suspicious,
+            verdict=self.audit.verdict,
+            about=told(self.paths, self.date),
             alarm=self.audit.alarm,
             rows=self.rows[:SHOWN],
             pictures=[self._pictures(row["index"]) for row in self.rows[:SHOWN]],

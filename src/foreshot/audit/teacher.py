@@ -12,10 +12,10 @@ from foreshot.attacks.folding import fold
 from foreshot.compute import Compute
 from foreshot.config import read_yaml, sentence
 from foreshot.errors import ForeshotError, nearest
-from foreshot.files import read_tensors
+from foreshot.files import read_tensors, safe_opened
 from foreshot.inference import place
 from foreshot.models import ARCHITECTURES, Normalized, Transformers
-from foreshot.models.checkpoint import load_model
+from foreshot.models.checkpoint import FORMAT, load_model
 from foreshot.models.foreign import Foreign
 from foreshot.seeding import drawing
 
@@ -51,6 +51,18 @@ def load_teacher(path: Path, architecture: str | None, size: int, compute: Compu
         compute: where to put it.
     """
     if architecture is None:
+        if path.is_dir():
+            raise ForeshotError(
+                f"{path}: expected a model file, found a folder; --architecture transformers reads "
+                "what save_pretrained has written"
+            )
+        with safe_opened(path) as file:
+            bare = FORMAT not in (file.metadata() or {})
+        if bare:
+            raise ForeshotError(
+                f"{path}: expected a model file of foreshot's, found weights alone; --architecture "
+                "says what network they are for"
+            )
         model, _, shape, classes = load_model(path)
         return _ready(model, shape, classes, compute)
     network = _parsed(architecture, path)
@@ -99,9 +111,10 @@ def _classes(network: Foreign, file: Path, shape: tuple[int, int, int]) -> tuple
     shapes = {key: given[key].shape for key in own if key in given}
     sizes = {shape[:1] for key, shape in shapes.items() if shape != own[key].shape}
     if len(sizes) != 1 or sizes == {torch.Size([])}:
+        which = network.model_dump(include={"model"}).get("model", "the folder's config.json")
         raise ForeshotError(
-            f"{file}: expected weights of {network.title} that differ from one of a single class "
-            f"in the number of classes alone, found {len(sizes)} numbers"
+            f"{file}: expected weights of {network.title} {which}, all but the last layer's of its "
+            "shapes, found those of another network (--architecture)"
         )
     ((count,),) = sizes
     config = json.loads(network.config) if isinstance(network, Transformers) else {}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from foreshot.audit.job import Job, StudentJob
 
 Broken = Annotated[
-    Literal["skip", "refuse"], typer.Option(help="What to do about files that are none.")
+    Literal["skip", "refuse"], typer.Option(help="What to do about files that are no pictures.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Report folder; audits/NAME if not given.")]
 
@@ -61,8 +61,8 @@ def audit_data(
 ) -> None:
     """Screen a transfer set with the teacher that will label it.
 
-    The exit code is 0 if it looks clean, 1 if it is suspicious, and 2 for an error. Run the same
-    command again to go on after an interruption.
+    The exit code is 0 if it looks clean, 1 if it is suspicious, and 2 for an error, or where so few
+    images cannot tell. Run the same command again to go on after an interruption.
 
         foreshot audit data pictures --teacher teacher.safetensors --clean trusted
         foreshot audit data set.safetensors --teacher teacher.safetensors --write-clean kept
@@ -82,7 +82,7 @@ def audit_data(
         alarm=alarm,
         drop=drop,
         broken=broken,
-        out=out or Path("audits") / (source.resolve().name if source.is_dir() else source.stem),
+        out=out,
         write_clean=write_clean,
         seed=seed,
         device=device,
@@ -126,9 +126,6 @@ def audit_student(
     """
     from foreshot.audit.job import StudentJob
 
-    # The students of all runs are called the same; their folders are not.
-    path = student.resolve()
-    name = f"{path.parent.name}-student" if path.stem == "student" else path.stem
     job = StudentJob(
         student=student,
         teacher=teacher,
@@ -138,7 +135,7 @@ def audit_student(
         size=size,
         alarm=alarm,
         broken=broken,
-        out=out or Path("audits") / name,
+        out=out,
         seed=seed,
         device=device,
     )
@@ -149,5 +146,5 @@ def _audit(job: "Job | StudentJob") -> None:
     with listening() as listener:
         report = job.run(listener)
     report.print()
-    if report.audit.suspicious:
-        raise typer.Exit(1)
+    code = {"clean": 0, "suspicious": 1, "none": 2}[report.audit.verdict]
+    raise typer.Exit(code)

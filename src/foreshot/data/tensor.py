@@ -11,9 +11,11 @@ from torch import Tensor
 from foreshot.data.base import Dataset, ImageSet, Splits
 from foreshot.data.files import replacing
 from foreshot.data.mapped import Again, held
-from foreshot.errors import ForeshotError
+from foreshot.errors import ForeshotError, printable
 
 DTYPES = {"images": "U8", "labels": "I64"}
+NAMED = 3
+"""Tensors that an error names."""
 MOST_UNNAMED = 1 << 16
 """Classes without names, so that a broken label cannot ask for 2**63 of them."""
 
@@ -75,7 +77,9 @@ def read(path: Path) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise ForeshotError(f"{path}: expected a safetensors file, found {error}") from error
     if "images" not in tensors:
-        raise ForeshotError(f"{path}: expected a tensor 'images', found {sorted(keys)}")
+        some = ", ".join(sorted(keys)[:NAMED]) or "none"
+        more = f" and {len(keys) - NAMED} others" if len(keys) > NAMED else ""
+        raise ForeshotError(printable(f"{path}: expected a tensor 'images', found {some}{more}"))
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ForeshotError(f"{path}: expected 'classes' to be a JSON list of names")
     images, labels = tensors["images"], tensors.get("labels")
