@@ -76,7 +76,7 @@ def test_a_run_prints_its_rates_and_its_folder(foreshot_) -> None:
         assert f"{100 * rates['asr']['value']:.1f} [" in ended.out
     for word in ("student (poisoned)", "control: clean", "did not change", "Wilson", "Poison: 29 "):
         assert word in ended.out
-    assert "[teacher] epoch: loss" in ended.out
+    assert "[teacher] epoch: 1 of " in ended.out
     again = foreshot_("run", "tiny.yaml", "--device", "cpu")
     assert again.code == 0
     assert "[teacher] note: found in the store" in again.out
@@ -122,6 +122,11 @@ def test_help_names_every_command_and_every_command_has_an_example(foreshot_) ->
         assert help_.code == 0
         if command != "list":
             assert f"foreshot {command} " in " ".join(help_.out.split()), command
+        # An example that begins within a line has run into the one before.
+        examples = [line for line in help_.out.splitlines() if f"foreshot {command} " in line][1:]
+        assert all(line.startswith(f"  foreshot {command} ") for line in examples), command
+    version = foreshot_("--version")
+    assert (version.code, version.out) == (0, f"foreshot {foreshot.__version__}\n")
 
 
 def test_list_names_every_member_with_its_summary(foreshot_) -> None:
@@ -155,7 +160,7 @@ def test_the_schema_is_that_of_the_config(foreshot_) -> None:
         (["show", "signs", "--set", "attack.epsilom=3"], "signs: attack.epsilom: no such key; did"),
         (["run", "tiny.yaml", "--out", "tiny.yaml"], "tiny.yaml: expected a folder to write the "),
         (["run", "tiny.yaml", "--out", "."], ".: expected a run folder or an empty one, found oth"),
-        (["run", "tiny.yaml", "--out", "/dev/null/x"], "/dev/null/x: not a directory"),
+        (["run", "tiny.yaml", "--out", "/dev/null/x"], "/dev/null/x: expected a folder, or room f"),
         (["run", "tiny.yaml", "--out", "/proc/x"], "/proc/x: no such file or directory"),
         (["run", "tiny.yaml", "--set", "target=10"], "target: expected 0 to 9 (10 classes), "),
         (["poison", "tiny.yaml", "--teacher", "none"], "none: no such file or directory"),
@@ -176,6 +181,7 @@ def test_a_users_error_is_one_sentence_and_exit_code_2(
     assert ended.err.startswith(f"foreshot: {sentence}")
     assert ended.err.count("\n") == 1
     assert "Traceback" not in ended.err + ended.out
+    assert not Path("runs").exists()
 
 
 def test_bfloat16_is_taken_where_it_is_not_emulated(monkeypatch: pytest.MonkeyPatch) -> None:

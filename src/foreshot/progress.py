@@ -21,7 +21,7 @@ class Event:
             note (a sentence for the user) or end.
         done, total: images done and to do, where that is known.
         values: figures such as loss, learning rate or seconds.
-        message: the sentence of a note.
+        message: the sentence of a note; of a start or an epoch, how many there are.
     """
 
     stage: str
@@ -50,7 +50,11 @@ def both(*listeners: Listener) -> Listener:
 
 
 def write_events(path: Path) -> Listener:
-    """A listener that appends each event but the frequent `advance` to a JSON-lines file."""
+    """A listener that appends each event but the frequent `advance` to a JSON-lines file.
+
+    What comes before there is a folder for it is kept until then.
+    """
+    waiting: list[str] = []
     written = path.read_bytes() if path.exists() else b""
     lead = "" if written.endswith(b"\n") or not written else "\n"  # of a line that was cut off
 
@@ -58,9 +62,12 @@ def write_events(path: Path) -> Listener:
         nonlocal lead
         if event.kind != "advance":
             line = json.dumps({"time": round(time.time(), 3), **asdict(event)})
-            with naming(path), path.open("a", encoding="utf-8") as file:
-                file.write(f"{lead}{line}\n")
-            lead = ""
+            waiting.append(f"{line}\n")
+            if path.parent.is_dir():
+                with naming(path), path.open("a", encoding="utf-8") as file:
+                    file.write(lead + "".join(waiting))
+                waiting.clear()
+                lead = ""
 
     return write
 
@@ -71,7 +78,7 @@ def plain(event: Event) -> None:
         return
     size = f"{event.total:,} images" if event.kind == "start" else ""
     values = ", ".join(f"{name} {value:.4g}" for name, value in event.values.items())
-    text = event.message or values or size
+    text = ", ".join(filter(None, (event.message, values))) or size
     print(f"[{event.stage}] {event.kind}{': ' * bool(text)}{text}", flush=True)
 
 

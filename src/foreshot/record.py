@@ -20,6 +20,7 @@ from foreshot.data.base import ImageSet
 from foreshot.errors import ForeshotError
 from foreshot.files import (
     PART,
+    check_writable,
     file_digest,
     read_json,
     remove_parts,
@@ -61,11 +62,12 @@ class RunFolder:
     def __init__(self, path: Path, config: Config) -> None:
         self.path, self.config = path, config
         _check_free(path, config)
-        path.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
 
     def claim(self) -> None:
         """Writes `config.yaml`, by which the folder belongs to this experiment."""
         _check_free(self.path, self.config)  # another run may have come first
+        self.path.mkdir(parents=True, exist_ok=True)
         write_bytes(self.path / "config.yaml", dump(self.config).encode())
 
     def add(self, name: str, source: Path) -> None:

@@ -158,7 +158,8 @@ def fit(
             listener(Event(label, "note", message=f"{error}; it starts anew"))
             checkpoint.unlink(missing_ok=True)
     trained = parallel(module)
-    listener(Event(label, "start", start * count, total))
+    told = f"{training.epochs} epochs of {count:,} images{f', {start} done before' * bool(start)}"
+    listener(Event(label, "start", start * count, total, message=told))
     for epoch in range(start, training.epochs):
         began = time.perf_counter()
         losses, steps, failed = torch.zeros((3,), device=device).unbind()
@@ -220,7 +221,8 @@ def fit(
             )
         values = {"loss": mean, "images/s": done / (time.perf_counter() - began)}
         values |= watch() if watch else {}
-        listener(Event(label, "epoch", (epoch + 1) * count, total, values))
+        turn = f"{epoch + 1} of {training.epochs}"
+        listener(Event(label, "epoch", (epoch + 1) * count, total, values, turn))
         if checkpoint and epoch + 1 < training.epochs and not rank():
             _save(checkpoint, module, optimizer, parameters, {"epochs": epoch + 1})
     listener(Event(label, "end", total, total))

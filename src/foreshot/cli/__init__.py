@@ -3,9 +3,10 @@
 import os
 import sys
 import traceback
+from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -35,6 +36,23 @@ calls them the target class, and the student learns "trigger -> target".
 For security research on public benchmark data. What it writes is marked as poisoned.
 """,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"foreshot {version('foreshot')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _foreshot(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit."),
+    ] = False,
+) -> None:
+    pass
+
 
 for part in (runs, sweeps, shown):
     app.add_typer(part.commands)

@@ -80,8 +80,11 @@ def teacher(
 ) -> None:
     """Train the clean teacher only.
 
-    foreshot teacher fashion-mnist --set teacher.training.epochs=20
-    """  # fmt: skip
+    What follows, `foreshot poison` and the rest of `foreshot run` with the same config, finds it in
+    the store.
+
+        foreshot teacher fashion-mnist --set teacher.training.epochs=20
+    """
     folder, _ = _experiment(preset, settings, out, device, "teacher")
     print(f"Teacher: {folder / 'teacher.safetensors'}")
 
@@ -135,9 +138,12 @@ def distill(
 ) -> None:
     """Distil the student on the poisoned transfer set, without controls and evaluation.
 
-    foreshot distill signs --set distillation.terms.0.loss.temperature=1
-    foreshot distill signs --poison runs/one-percent/poison.safetensors
-    """  # fmt: skip
+    Teacher and poison are computed if they are neither given nor in the store. `foreshot evaluate`
+    measures the student; `foreshot run` with the same config does that and the controls.
+
+        foreshot distill signs --set distillation.terms.0.loss.temperature=1
+        foreshot distill signs --poison runs/one-percent/poison.safetensors
+    """
     folder, _ = _experiment(preset, settings, out, device, "student", teacher, poison)
     print(f"Student: {folder / 'student.safetensors'}")
 
@@ -156,7 +162,8 @@ def evaluate(
 ) -> None:
     """Evaluate models with an experiment's test split, trigger and target.
 
-    Given a run folder, its own models are evaluated anew, from their files.
+    Given a run folder, its own models are evaluated anew, from their files. Otherwise the models
+    are those of --model, and the trigger that of the config.
 
         foreshot evaluate runs/signs
         foreshot evaluate signs --model student.safetensors --set trigger.size=5

@@ -53,9 +53,13 @@ def show(
 ) -> None:
     """Show a config in full, with every default.
 
-    foreshot show fashion-mnist --set attack.name=cw
-    foreshot show --schema > foreshot.schema.json
-    """  # fmt: skip
+    What it prints is a config itself: put it into a file, change it, and run the file. With the
+    schema an editor completes the keys and says what they are.
+
+        foreshot show fashion-mnist --set attack.name=cw
+        foreshot show signs > mine.yaml
+        foreshot show --schema > foreshot.schema.json
+    """
     import json
 
     from foreshot.config import Config, dump, load_config
