@@ -35,7 +35,8 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: object) -> str
         name = homes.get(path)
         if name is None and path.is_relative_to(ROOT / "docs"):
             name = path.relative_to(ROOT / "docs").as_posix()
-        if name is None or files.get_file_from_path(name) is None:
+        held = files.get_file_from_path(name or "")
+        if held is None or held.inclusion.is_excluded():
             return text
         up = "../" * page.file.src_uri.count("/")
         return f"[{text}]({up}{name}{hash_}{anchor})"

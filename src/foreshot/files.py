@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -79,9 +80,9 @@ def check_writable(folder: Path) -> None:
     path = folder.absolute()
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
     if not there.is_dir():
-        raise ForeshotError(f"{folder}: expected a folder, or room for one, found the file {there}")
+        raise ForeshotError(f"{folder}: expected a folder or none yet, found {there}")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ForeshotError(f"{folder}: expected a folder to write to, found {there} read-only")
+        raise ForeshotError(f"{folder}: expected a folder to write to, may not write to {there}")
 
 
 def sync_folder(folder: Path) -> None:
@@ -163,7 +164,8 @@ def safe_opened(path: Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except FileNotFoundError:
-        raise ForeshotError(f"{path}: expected a safetensors file, found nothing") from None
+        found = "one that cannot be read" if path.exists() else "nothing"
+        raise ForeshotError(f"{path}: expected a safetensors file, found {found}") from None
     except (SafetensorError, OSError, ValueError) as error:
         if _pickled(path):
             raise ForeshotError(
@@ -174,11 +176,14 @@ def safe_opened(path: Path) -> Iterator[Any]:
 
 
 def _pickled(path: Path) -> bool:
-    """Whether a file begins like those of `torch.save`, new or old ones."""
+    """Whether a file is one of `torch.save`'s, of the new kind or the old one."""
     if not path.is_file():
         return False
+    if is_zipfile(path):
+        with ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
     with path.open("rb") as stream:
-        return stream.read(2) in (b"PK", b"\x80\x02")
+        return stream.read(1) == b"\x80"
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -21,7 +21,7 @@ class Event:
             note (a sentence for the user) or end.
         done, total: images done and to do, where that is known.
         values: figures such as loss, learning rate or seconds.
-        message: the sentence of a note; of a start or an epoch, how many there are.
+        message: the sentence of a note; of a start, how much there is to do; of an epoch, which.
     """
 
     stage: str

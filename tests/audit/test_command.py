@@ -246,9 +246,42 @@ def test_a_verdict_of_something_else_does_not_stay(
     assert verdict.exists()
     assert audit_(other, *common, "--out", "audits/ok").code == 0
     assert read_json(verdict)["paths"]["set"] == str(other)
+    assert {path.name for path in verdict.parent.iterdir()} <= set(reports.FILES)
+    assert audit_(other, *common, "--out", "audits/ok", "--screens", "typo").code == 2
+    assert not list(verdict.parent.iterdir())
+    assert audit_(other, *common).code == 0  # nobody's any more
     monkeypatch.setattr(NearDuplicate, "suspicion", lambda *_: 1 / 0)
     assert audit_(other, *common, "--seed", "1").code == 2
-    assert not verdict.exists()
+    assert not list(verdict.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{bro", "[1]", "null", '{"paths": "x"}', '{"paths": {}}', "{}"]
+)
+def test_a_verdict_that_does_not_say_of_what_is_replaced(text: str, audit_, files: Files) -> None:
+    verdict = Path("audits/ok/verdict.json")
+    verdict.parent.mkdir(parents=True)
+    verdict.write_text(text)
+    ended = audit_(files.ok, "--teacher", files.teacher, "--screens", "near_duplicate")
+    assert (ended.code, ended.err) == (0, "")
+    assert read_json(verdict)["verdict"] == "clean"
+
+
+def test_two_audits_at_once_do_not_write_over_each_other(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORESHOT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    job = Job(files.ok, files.teacher, screens=("near_duplicate",), device="cpu")
+    other = replace(job, source=put(stripes(20, 1), tmp_path / "elsewhere" / "ok"))
+
+    def meanwhile(event: Event) -> None:
+        if (event.stage, event.kind) == ("near_duplicate", "start"):
+            other.run()
+
+    with pytest.raises(ForeshotError, match="^audits/ok: expected no audit or one of "):
+        job.run(meanwhile)
+    assert read_json(Path("audits/ok/verdict.json"))["images"] == 20
 
 
 def test_a_full_disk_is_said_of_what_could_not_be_written(
@@ -394,11 +427,15 @@ def test_strange_files_are_named_and_skipped_or_refused(
     [
         (("nowhere",), "nowhere: expected a folder of pictures or a safetensors file, found"),
         (("empty",), "empty: expected pictures (.png, .jpg, .jpeg, .webp), found no file"),
-        (("other",), "other: expected pictures (.png, .jpg, .jpeg, .webp), found 2 files and none "
-            "that can be read, a.txt the first: expected a picture (.png, .jpg, .jpeg, .webp), "),
+        (("other",), "other: expected pictures (.png, .jpg, .jpeg, .webp), found none that "
+            "can be read of 2, the first being a.txt: expected a picture (.png, .jpg, "),
         (("OK/../t.safetensors",), "OK/../t.safetensors: expected a tensor 'images', found mean, "),
-        (("OK", "--out", "other/a.txt/b"), "other/a.txt/b: expected a folder, or room for one, "),
+        (("OK", "--out", "other/a.txt/b"), "other/a.txt/b: expected a folder or none yet, found /"),
         (("OK", "--screens", "consistancy"), "--screens: found 'consistancy'; did you mean"),
+        (("OK", "--out", "run"), "run: expected a folder for the report, found a run's"),
+        (("OK", "--screens", "strip", "--clean", "OK"), "screen strip: expected a student, found"),
+        (("OK", "--second", "bare.safetensors"), "bare.safetensors: expected a model file with "
+            "metadata foreshot-model, found none\n"),
         (("OK", "--screens", "combined"), "--screens: found 'combined'; "),
         (("OK", "--screens", "frequency"), "screen frequency: expected clean images (--clean), "),
         (("OK", "--screens", "label_disagreement"), "screen label_disagreement: expected labels ("),
@@ -415,7 +452,7 @@ def test_strange_files_are_named_and_skipped_or_refused(
         (("OK", "--architecture", "{name: [timm]}"), "--architecture: found ['timm']; expected "),
         (("OK", "--architecture", "{name: timm, modle: a}"), "--architecture: modle: no such key"),
         (("OK", "--architecture", "timn"), "--architecture: found 'timn'; did you mean 'timm'?"),
-        (("OK", "--second", "wide.safetensors"), "wide.safetensors: expected a model file of fore"),
+        (("OK", "--second", "wide.safetensors"), "wide.safetensors: expected a model file with "),
         (("OK", "--alarm", "0"), "Invalid value for '--alarm'"),
     ],
 )  # fmt: skip
@@ -424,6 +461,8 @@ def test_a_users_error_is_one_sentence_and_exit_code_2(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
     for name in ("a.txt", "b.txt"):
         (tmp_path / "other" / name).write_text("no picture")
     (tmp_path / "OK").symlink_to(files.ok)

@@ -344,6 +344,16 @@ def test_exit_codes_and_files(call, tiny: Tiny, pair: Pair, tmp_path: Path) -> N
     assert code == 0
     assert "CLEAN: " in said
     assert read_json(tmp_path / "fine/verdict.json")["suspected_target"] is None
+    paths = {"student": good, "teacher": teacher, "clean": trusted}
+    told = read_json(tmp_path / "fine/verdict.json")["paths"]
+    assert told == {what: str(path) for what, path in paths.items()}
+    assert f"<td>{good}</td>" in (tmp_path / "fine/report.html").read_text()
+    (tmp_path / "else").mkdir()
+    namesake = save(pair.good, tmp_path / "else/bad.safetensors", classes)
+    code, _, errors = call(namesake, "--teacher", teacher, "--clean", trusted)
+    assert code == 2
+    assert f"audits/bad: expected no audit or one of {namesake}, found one of {bad}; " in errors
+    assert (tmp_path / "audits/bad/verdict.json").exists()
     again, *_ = call(good, "--teacher", teacher, "--clean", trusted, "--broken", "refuse")
     assert again == 2
 
@@ -359,7 +369,10 @@ def test_bad_files_are_one_sentence(call, tiny: Tiny, pair: Pair, tmp_path: Path
             "4 classes as the teacher's, found (1, 12, 12) images and 4 classes of other names",
         ),
         (("no.safetensors", "--teacher", teacher, "--clean", clean), "no.safetensors"),
-        ((clean, "--teacher", teacher, "--clean", clean), "expected a model file of foreshot"),
+        (
+            (clean, "--teacher", teacher, "--clean", clean),
+            "--student-architecture says what net",
+        ),
         ((teacher, "--teacher", teacher, "--clean", "nowhere"), "nowhere"),
         ((teacher, "--teacher", teacher), "clean"),
     ):

@@ -32,7 +32,7 @@ def test_weights_of_timm_say_how_many_classes_there_are(
     with torch.no_grad():
         expected = network((x - mean[:, None, None]) / std[:, None, None])
         torch.testing.assert_close(teacher.model(x), expected)
-    with pytest.raises(ForeshotError, match="expected weights of model timm resnet18, "):
+    with pytest.raises(ForeshotError, match="expected weights of model timm resnet18 for two "):
         load_teacher(tmp_path / "weights.safetensors", "{name: timm, model: resnet18}", 32, CPU)
 
 

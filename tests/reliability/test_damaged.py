@@ -322,6 +322,17 @@ def test_a_flipped_bit_of_a_learned_trigger_is_refused_or_of_no_effect(tmp_path:
     assert refused > 150
 
 
+def test_events_wait_for_their_folder(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "events.jsonl"
+    tell = write_events(path)
+    for stage in "abc":
+        tell(Event(stage, "start"))
+        if stage == "b":
+            assert not path.parent.exists()
+            path.parent.mkdir()
+    assert [json.loads(line)["stage"] for line in path.read_text().splitlines()] == ["a", "b", "c"]
+
+
 def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     write_events(path)(Event("a", "start"))

@@ -73,34 +73,32 @@ class Audit:
         return self.view.clean is not None
 
     @property
-    def telling(self) -> bool:
-        """Whether there is enough to go by for a verdict; if not, it could only be clean."""
+    def conclusive(self) -> bool:
+        """Whether there is a verdict: poison was found, or could have been."""
         if self.calibrated:
-            return self.smallest is not None or self.set_p <= self.alarm
-        return len(self.p) * self.alarm >= 1  # such a tail of fewer images is none of them
+            return self.suspicious or self.smallest is not None
+        return self.suspicious or len(self.p) * self.alarm >= 1  # a tail is of an image at least
 
     @property
     def verdict(self) -> Literal["clean", "suspicious", "none"]:
-        """What is said of the set; that it is clean only where poison could have been seen."""
-        if not self.telling:
+        """What is said of the set."""
+        if not self.conclusive:
             return "none"
         return "suspicious" if self.suspicious else "clean"
 
     @property
     def suspicious(self) -> bool:
         """Whether the set looks poisoned."""
-        return self.telling and self.set_p <= self.alarm
+        return self.set_p <= self.alarm
 
     @cached_property
     def left_out(self) -> Tensor:
         """Whether an image is left out of the clean subset, bool (N,)."""
-        out = torch.zeros(len(self.p), dtype=torch.bool)
-        if not self.suspicious:
-            return out
         if self.calibrated:
-            return self.p <= self.drop
+            return (self.p <= self.drop) & self.suspicious
         # A guess that is wrong for many clean images would leave them all out.
-        return out.index_fill(0, benjamini_hochberg(self.p, self.alarm), True)
+        flagged = benjamini_hochberg(self.p, self.alarm)
+        return torch.zeros(len(self.p), dtype=torch.bool).index_fill(0, flagged, True)
 
     @cached_property
     def target(self) -> int | None:

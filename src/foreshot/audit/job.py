@@ -19,12 +19,13 @@ from foreshot.progress import Listener, silent
 from foreshot.store import Store, home
 
 AUDITS = Path("audits")
-NEEDED: dict[Need, str] = {
-    "clean": "clean images (--clean)",
-    "labels": "labels (--labels)",
-    "second": "a second teacher (--second)",
-    "student": "a student, which an audit of a set does not have; `foreshot run` does",
+WANTED: dict[Need, str] = {
+    "clean": "clean images (--clean), found none",
+    "labels": "labels (--labels), found none",
+    "second": "a second teacher (--second), found none",
+    "student": "a student, found none: it is for `foreshot run`, which distils one",
 }
+"""What a screen may need, and what gives it."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,18 @@ class Job:
 
     def run(self, listener: Listener = silent) -> Report:
         """Reads, screens and writes; scores of finished screens are found in the store."""
-        screens = [self._screen(name) for name in self.screens]
-        source = self.source
-        out = self.out or AUDITS / (source.resolve().name if source.is_dir() else source.stem)
+        source, real = self.source, self.source.resolve()
+        out = self.out or AUDITS / (real.name if real.is_dir() else real.stem)
         check_apart(out, source, *([self.clean] if self.clean else []))
+        renew(out, source, chosen=self.out is not None)
+        screens = [self._screen(name) for name in self.screens]
         if self.write_clean is not None:
             check_free(source, self.write_clean, out)
-        renew(out, source, chosen=self.out is not None)
         engine = compute(self.device)
         teacher = load_teacher(self.teacher, self.architecture, self.size, engine)
         second = None
         if self.second is not None:
-            second = load_teacher(self.second, None, self.size, engine)
+            second = load_teacher(self.second, None, self.size, engine, option=None)
             teacher = alike(self.second, second, teacher)
         wanted = Wanted(
             shape=teacher.shape,
@@ -107,6 +108,7 @@ class Job:
         )
         given = {"teacher": self.teacher, "second": self.second, "clean": self.clean}
         paths = {what: path for what, path in given.items() if path is not None}
+        renew(out, source, chosen=self.out is not None)  # another audit may have come first
         report = Report(done, found, skipped, out, {"set": source, **paths})
         report.write()
         if self.write_clean is not None:
@@ -120,7 +122,7 @@ class Job:
         given = {"clean": self.clean, "labels": self.labels, "second": self.second}
         for need in sorted(SCREENS[name].needs):
             if not given.get(need):
-                raise ForeshotError(f"screen {name}: expected {NEEDED[need]}, found none")
+                raise ForeshotError(f"screen {name}: expected {WANTED[need]}")
         return SCREENS[name].model_validate({})
 
 
@@ -163,7 +165,10 @@ class StudentJob:
         renew(out, self.student, chosen=self.out is not None)
         engine = compute(self.device)
         teacher = load_teacher(self.teacher, self.architecture, self.size, engine)
-        student = load_teacher(self.student, self.student_architecture, self.size, engine)
+        option = "--student-architecture"
+        student = load_teacher(
+            self.student, self.student_architecture, self.size, engine, option=option
+        )
         teacher = alike(self.student, student, teacher)
         wanted = Wanted(
             shape=teacher.shape,
@@ -185,6 +190,7 @@ class StudentJob:
             listener=listener,
         )
         paths = {"student": self.student, "teacher": self.teacher, "clean": self.clean}
+        renew(out, self.student, chosen=self.out is not None)  # another audit may have come first
         report = StudentReport(done, read.skipped, out, paths)
         report.write()
         return report

@@ -125,7 +125,7 @@ def _folder(root: Path, wanted: Wanted) -> Found:
         what = "no file"
         if skipped:
             name, why = next(iter(skipped.items()))
-            what = f"{len(skipped):,} files and none that can be read, {name} the first: {why}"
+            what = f"none that can be read of {len(skipped):,}, the first being {name}: {why}"
         raise ForeshotError(
             printable(f"{root}: expected pictures ({', '.join(SUFFIXES)}), found {what}")
         )

@@ -40,6 +40,8 @@ from foreshot.report.page import data_uri, named, render
 from foreshot.tables import console
 
 VERDICT = "verdict.json"
+FILES = (VERDICT, "report.html", "ranked.jsonl", "ranked.parquet", "changes.safetensors")
+"""All that an audit writes."""
 COLOURS = {"clean": "bold green", "suspicious": "bold red", "none": "bold yellow"}
 SHOWN = 48
 """Images in the gallery."""
@@ -289,7 +291,7 @@ class Report:
         Nothing of a set of which nobody knows that it is clean, or which images make it suspicious.
         """
         audit, out = self.audit, int(self.audit.left_out.sum())
-        if not audit.telling or (audit.suspicious and not out):
+        if not audit.conclusive or (audit.suspicious and not out):
             self.notes.append(f"{folder} was not written: it could hold poison.")
             return
         self._write_clean(source, folder.resolve())
@@ -341,12 +343,12 @@ def written(paths: Mapping[str, Path], date: datetime) -> dict[str, Any]:
 
 def told(paths: Mapping[str, Path], date: datetime) -> dict[str, str]:
     """The same for people."""
-    where = {what: named(str(path.resolve())) for what, path in paths.items()}
+    where = {what: named(str(path.resolve()), 300) for what, path in paths.items()}
     return {**where, "date": f"{date:%Y-%m-%d %H:%M} UTC", "foreshot": version("foreshot")}
 
 
 def renew(out: Path, source: Path, *, chosen: bool) -> None:
-    """Takes a folder for the report: what an earlier audit concluded there is gone from now on.
+    """Takes a folder for the report: what an earlier audit has left there is gone from now on.
 
     Args:
         out: the folder.
@@ -354,16 +356,22 @@ def renew(out: Path, source: Path, *, chosen: bool) -> None:
         chosen: whether it was asked for; if not, the report of something else is not overwritten.
     """
     check_writable(out)
-    verdict = out / VERDICT
-    if verdict.exists() and not chosen:
-        paths = dict(read_json(verdict)).get("paths", {})
-        before = paths.get("student", paths.get("set"))
-        if before not in (None, str(source.resolve())):
-            raise ForeshotError(
-                f"{out}: expected no audit or one of {source}, found one of {before}; --out names "
-                "another folder"
-            )
-    verdict.unlink(missing_ok=True)
+    if (out / "config.yaml").exists():
+        raise ForeshotError(f"{out}: expected a folder for the report, found a run's")
+    before = None if chosen else _subject(out / VERDICT)
+    if before not in (None, str(source.resolve())):
+        sentence = f"{out}: expected no audit or one of {source}, found one of {before}"
+        raise ForeshotError(printable(f"{sentence}; --out names another folder"))
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
+
+
+def _subject(verdict: Path) -> Any:
+    """Of what an audit was; None if there is none that says so."""
+    try:
+        return next(iter(read_json(verdict)["paths"].values()))
+    except (ForeshotError, TypeError, KeyError, AttributeError, StopIteration):
+        return None
 
 
 def check_apart(out: Path, *sets: Path) -> None:
@@ -387,6 +395,6 @@ def check_free(source: Path, folder: Path, out: Path) -> None:
         raise ForeshotError(f"{folder}: expected a folder outside {source}, found one in it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ForeshotError(f"{folder}: expected no folder or an empty one, found other files")
-    check_writable(folder)
+    check_writable(folder.resolve().parent)  # it is made beside, and put there when it is whole
     if out.resolve().is_relative_to(folder.resolve()):
         raise ForeshotError(f"{folder}: expected a folder apart from the report's, found {out}")

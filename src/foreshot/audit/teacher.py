@@ -40,7 +40,13 @@ class Teacher:
         return self.classes != tuple(map(str, range(len(self.classes))))
 
 
-def load_teacher(path: Path, architecture: str | None, size: int, compute: Compute) -> Teacher:
+def load_teacher(
+    path: Path,
+    architecture: str | None,
+    size: int,
+    compute: Compute,
+    option: str | None = "--architecture",
+) -> Teacher:
     """A model file of foreshot's, or weights for a network of another package.
 
     Args:
@@ -49,19 +55,18 @@ def load_teacher(path: Path, architecture: str | None, size: int, compute: Compu
             its name or a mapping with its fields, such as ``{name: timm, model: resnet18}``.
         size: side of the images that a network of another package is given, in pixels.
         compute: where to put it.
+        option: which one would give an architecture, as errors say it; None if there is none.
     """
     if architecture is None:
         if path.is_dir():
-            raise ForeshotError(
-                f"{path}: expected a model file, found a folder; --architecture transformers reads "
-                "what save_pretrained has written"
-            )
+            hint = f"; {option} transformers reads one of save_pretrained's" if option else ""
+            raise ForeshotError(f"{path}: expected a model file, found a folder{hint}")
         with safe_opened(path) as file:
             bare = FORMAT not in (file.metadata() or {})
         if bare:
+            hint = f"; {option} says what network weights are for" if option else ""
             raise ForeshotError(
-                f"{path}: expected a model file of foreshot's, found weights alone; --architecture "
-                "says what network they are for"
+                f"{path}: expected a model file with metadata {FORMAT}, found none{hint}"
             )
         model, _, shape, classes = load_model(path)
         return _ready(model, shape, classes, compute)
@@ -111,10 +116,10 @@ def _classes(network: Foreign, file: Path, shape: tuple[int, int, int]) -> tuple
     shapes = {key: given[key].shape for key in own if key in given}
     sizes = {shape[:1] for key, shape in shapes.items() if shape != own[key].shape}
     if len(sizes) != 1 or sizes == {torch.Size([])}:
-        which = network.model_dump(include={"model"}).get("model", "the folder's config.json")
+        which = network.model_dump(include={"model"}).get("model", "")
         raise ForeshotError(
-            f"{file}: expected weights of {network.title} {which}, all but the last layer's of its "
-            "shapes, found those of another network (--architecture)"
+            f"{file}: expected weights of {f'{network.title} {which}'.strip()} for two classes or "
+            "more, found those of another network"
         )
     ((count,),) = sizes
     config = json.loads(network.config) if isinstance(network, Transformers) else {}

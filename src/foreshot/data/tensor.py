@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from foreshot.data.base import Dataset, ImageSet, Splits
 from foreshot.data.files import replacing
 from foreshot.data.mapped import Again, held
 from foreshot.errors import ForeshotError, printable
+from foreshot.files import safe_opened
 
 DTYPES = {"images": "U8", "labels": "I64"}
 NAMED = 3
@@ -63,19 +63,20 @@ class TensorFile(Dataset):
 def read(path: Path) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
     """The images, the labels or None, and the class names (none if not given) in a file."""
     tensors: dict[str, Tensor] = {}
+    with safe_opened(path) as file:
+        keys = list(file.keys())
+        for key in DTYPES.keys() & keys:
+            stored = file.get_slice(key).get_dtype()
+            if stored != DTYPES[key]:
+                raise ForeshotError(f"{path}: expected {key} {DTYPES[key]}, found {stored}")
+            tensors[key] = file.get_tensor(key)
+            if held(tensors[key].shape):  # what is mapped from the file would change with it
+                tensors[key] = tensors[key].clone()
+        about = file.metadata() or {}
     try:
-        with safe_open(path, "pt") as file:
-            keys = list(file.keys())
-            for key in DTYPES.keys() & keys:
-                stored = file.get_slice(key).get_dtype()
-                if stored != DTYPES[key]:
-                    raise ForeshotError(f"{path}: expected {key} {DTYPES[key]}, found {stored}")
-                tensors[key] = file.get_tensor(key)
-                if held(tensors[key].shape):  # what is mapped from the file would change with it
-                    tensors[key] = tensors[key].clone()
-            classes = json.loads((file.metadata() or {}).get("classes", "[]"))
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise ForeshotError(f"{path}: expected a safetensors file, found {error}") from error
+        classes = json.loads(about.get("classes", "[]"))
+    except (ValueError, RecursionError) as error:
+        raise ForeshotError(f"{path}: expected 'classes' to be JSON: {error}") from None
     if "images" not in tensors:
         some = ", ".join(sorted(keys)[:NAMED]) or "none"
         more = f" and {len(keys) - NAMED} others" if len(keys) > NAMED else ""
