@@ -57,7 +57,7 @@ def test_what_is_loaded_does_not_change_with_the_file(tmp_path, test_path) -> No
 @pytest.mark.parametrize(
     ("tensors", "classes", "complaint"),
     [
-        ({"labels": LABELS}, None, r"expected a tensor 'images', found \['labels'\]"),
+        ({"labels": LABELS}, None, r"expected a tensor 'images', found labels$"),
         ({"images": IMAGES.float(), "labels": LABELS}, None, "images U8, found F32"),
         ({"images": IMAGES[0], "labels": LABELS}, None, r"\(N, C, H, W\), found \(3, 2, 2\)"),
         ({"images": IMAGES[:0], "labels": LABELS}, None, r"found \(0, 3, 2, 2\)"),
@@ -68,8 +68,8 @@ def test_what_is_loaded_does_not_change_with_the_file(tmp_path, test_path) -> No
         ({"images": IMAGES, "labels": LABELS + 2**40}, None, "labels below 65536, found"),
         ({"images": IMAGES, "labels": LABELS + 2}, '["a", "b"]', "labels below 2, found 3"),
         ({"images": IMAGES[:, :1].clone()}, None, r"training shape \(1, 2, 2\), found \(3, 2, 2\)"),
-        ({"images": IMAGES, "labels": LABELS}, "a, b", "expected a safetensors file"),
-        ({"images": IMAGES, "labels": LABELS}, "[" * 100_000, "expected a safetensors file"),
+        ({"images": IMAGES, "labels": LABELS}, "a, b", "expected 'classes' to be JSON"),
+        ({"images": IMAGES, "labels": LABELS}, "[" * 100_000, "expected 'classes' to be JSON"),
         ({"images": IMAGES, "labels": LABELS}, '{"a": 1}', "a JSON list of names"),
         ({"images": IMAGES, "labels": LABELS}, "[1, 2]", "a JSON list of names"),
     ],

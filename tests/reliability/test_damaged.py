@@ -257,7 +257,8 @@ def test_a_damaged_checkpoint_is_named_and_the_training_starts_anew(
     assert heard[0].kind == "note"
     assert heard[0].message.startswith(f"{checkpoint}: expected ")
     assert heard[0].message.endswith("; it starts anew")
-    assert heard[1] == Event("x", "start", 0, 3 * len(samples.images))
+    count = len(samples.images)
+    assert heard[1] == Event("x", "start", 0, 3 * count, message=f"3 epochs of {count} images")
 
 
 # The run folder, and what is taken from it -------------------------------------------------------
