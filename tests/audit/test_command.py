@@ -1,5 +1,6 @@
 """`foreshot audit data` on real files, also on those that mean harm."""
 
+import inspect
 import json
 import os
 import re
@@ -22,9 +23,11 @@ from foreshot.audit import report as reports
 from foreshot.audit.job import Job
 from foreshot.audit.reading import printable
 from foreshot.cli import main
+from foreshot.cli.audits import audit_data
 from foreshot.compute import CPU
 from foreshot.data import ImageSet, save_images
 from foreshot.data.tensor import read
+from foreshot.defences.conformal import DROP
 from foreshot.defences.screens import NearDuplicate
 from foreshot.errors import ForeshotError
 from foreshot.files import read_json
@@ -156,6 +159,10 @@ def test_poison_is_exit_code_1_and_a_clean_set_is_0(audit_, files: Files) -> Non
     assert read_json(Path("audits/ok/verdict.json"))["suspected_target"] is None
     assert len(list(Path("all").rglob("*.png"))) == 160
     assert Path("all/left-out.jsonl").read_text() == ""
+
+
+def test_the_command_line_gives_up_as_many_clean_images_as_python_does() -> None:
+    assert inspect.signature(audit_data).parameters["drop"].default == DROP == Job.drop
 
 
 def test_parquet_holds_the_same_as_json_lines(
