@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from conftest import ARCHITECTURE, CLASSES, SIDE, Page, Tiny, stripes
 from foreshot.attacks import Pgd
 from foreshot.audit import report as reports
+from foreshot.audit.folder import FILES
 from foreshot.audit.job import Job
 from foreshot.audit.reading import printable
 from foreshot.cli import main
@@ -253,7 +254,7 @@ def test_a_verdict_of_something_else_does_not_stay(
     assert verdict.exists()
     assert audit_(other, *common, "--out", "audits/ok").code == 0
     assert read_json(verdict)["paths"]["set"] == str(other)
-    assert {path.name for path in verdict.parent.iterdir()} <= set(reports.FILES)
+    assert {path.name for path in verdict.parent.iterdir()} <= set(FILES)
     assert audit_(other, *common, "--out", "audits/ok", "--screens", "typo").code == 2
     assert not list(verdict.parent.iterdir())
     assert audit_(other, *common).code == 0  # nobody's any more
@@ -441,8 +442,8 @@ def test_strange_files_are_named_and_skipped_or_refused(
         (("OK", "--screens", "consistancy"), "--screens: found 'consistancy'; did you mean"),
         (("OK", "--out", "run"), "run: expected a folder for the report, found a run's"),
         (("OK", "--screens", "strip", "--clean", "OK"), "screen strip: expected a student, found"),
-        (("OK", "--second", "bare.safetensors"), "bare.safetensors: expected a model file with "
-            "metadata foreshot-model, found none\n"),
+        (("OK", "--second", "bare.safetensors"), "bare.safetensors: expected metadata "
+            "foreshot-model, found none\n"),
         (("OK", "--screens", "combined"), "--screens: found 'combined'; "),
         (("OK", "--screens", "frequency"), "screen frequency: expected clean images (--clean), "),
         (("OK", "--screens", "label_disagreement"), "screen label_disagreement: expected labels ("),
@@ -459,7 +460,7 @@ def test_strange_files_are_named_and_skipped_or_refused(
         (("OK", "--architecture", "{name: [timm]}"), "--architecture: found ['timm']; expected "),
         (("OK", "--architecture", "{name: timm, modle: a}"), "--architecture: modle: no such key"),
         (("OK", "--architecture", "timn"), "--architecture: found 'timn'; did you mean 'timm'?"),
-        (("OK", "--second", "wide.safetensors"), "wide.safetensors: expected a model file with "),
+        (("OK", "--second", "wide.safetensors"), "wide.safetensors: expected metadata foreshot-m"),
         (("OK", "--alarm", "0"), "Invalid value for '--alarm'"),
     ],
 )  # fmt: skip

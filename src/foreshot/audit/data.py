@@ -75,9 +75,8 @@ class Audit:
     @property
     def conclusive(self) -> bool:
         """Whether there is a verdict: poison was found, or could have been."""
-        if self.calibrated:
-            return self.suspicious or self.smallest is not None
-        return self.suspicious or len(self.p) * self.alarm >= 1  # a tail is of an image at least
+        tail = len(self.p) * self.alarm >= 1  # of an image at least
+        return self.suspicious or (self.smallest is not None if self.calibrated else tail)
 
     @property
     def verdict(self) -> Literal["clean", "suspicious", "none"]:

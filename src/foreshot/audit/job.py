@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from foreshot.audit.data import audit
+from foreshot.audit.folder import check_apart, check_free, renew
 from foreshot.audit.reading import Wanted, read_set
-from foreshot.audit.report import Report, check_apart, check_free, renew
+from foreshot.audit.report import Report
 from foreshot.audit.student import audit_student
 from foreshot.audit.student_report import StudentReport
 from foreshot.audit.teacher import Teacher, load_teacher
@@ -19,7 +20,7 @@ from foreshot.progress import Listener, silent
 from foreshot.store import Store, home
 
 AUDITS = Path("audits")
-WANTED: dict[Need, str] = {
+OPTIONS: dict[Need, str] = {
     "clean": "clean images (--clean), found none",
     "labels": "labels (--labels), found none",
     "second": "a second teacher (--second), found none",
@@ -122,7 +123,7 @@ class Job:
         given = {"clean": self.clean, "labels": self.labels, "second": self.second}
         for need in sorted(SCREENS[name].needs):
             if not given.get(need):
-                raise ForeshotError(f"screen {name}: expected {WANTED[need]}")
+                raise ForeshotError(f"screen {name}: expected {OPTIONS[need]}")
         return SCREENS[name].model_validate({})
 
 

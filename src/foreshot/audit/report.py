@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from foreshot.audit.data import Audit
+from foreshot.audit.folder import COLOURS, VERDICT, told, written
 from foreshot.audit.reading import Found, content_of
 from foreshot.data.base import ImageSet
 from foreshot.data.tensor import read
@@ -24,9 +24,7 @@ from foreshot.defences.screens import TeacherConsistency
 from foreshot.errors import ForeshotError, printable
 from foreshot.files import (
     PART,
-    check_writable,
     naming,
-    read_json,
     sync_folder,
     write_bytes,
     write_json,
@@ -39,10 +37,6 @@ from foreshot.record import environment
 from foreshot.report.page import data_uri, named, render
 from foreshot.tables import console
 
-VERDICT = "verdict.json"
-FILES = (VERDICT, "report.html", "ranked.jsonl", "ranked.parquet", "changes.safetensors")
-"""All that an audit writes."""
-COLOURS = {"clean": "bold green", "suspicious": "bold red", "none": "bold yellow"}
 SHOWN = 48
 """Images in the gallery."""
 LISTED = 10
@@ -333,68 +327,3 @@ class Report:
             sync_folder(folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-
-
-def written(paths: Mapping[str, Path], date: datetime) -> dict[str, Any]:
-    """What `verdict.json` says of where all comes from, and when it was looked at."""
-    where = {what: str(path.resolve()) for what, path in paths.items()}
-    return {"date": date.isoformat(timespec="seconds"), "paths": where}
-
-
-def told(paths: Mapping[str, Path], date: datetime) -> dict[str, str]:
-    """The same for people."""
-    where = {what: named(str(path.resolve()), 300) for what, path in paths.items()}
-    return {**where, "date": f"{date:%Y-%m-%d %H:%M} UTC", "foreshot": version("foreshot")}
-
-
-def renew(out: Path, source: Path, *, chosen: bool) -> None:
-    """Takes a folder for the report: what an earlier audit has left there is gone from now on.
-
-    Args:
-        out: the folder.
-        source: of what the report will be.
-        chosen: whether it was asked for; if not, the report of something else is not overwritten.
-    """
-    check_writable(out)
-    if (out / "config.yaml").exists():
-        raise ForeshotError(f"{out}: expected a folder for the report, found a run's")
-    before = None if chosen else _subject(out / VERDICT)
-    if before not in (None, str(source.resolve())):
-        sentence = f"{out}: expected no audit or one of {source}, found one of {before}"
-        raise ForeshotError(printable(f"{sentence}; --out names another folder"))
-    for name in FILES:
-        (out / name).unlink(missing_ok=True)
-
-
-def _subject(verdict: Path) -> Any:
-    """Of what an audit was; None if there is none that says so."""
-    try:
-        return next(iter(read_json(verdict)["paths"].values()))
-    except (ForeshotError, TypeError, KeyError, AttributeError, StopIteration):
-        return None
-
-
-def check_apart(out: Path, *sets: Path) -> None:
-    """Refuses a folder for the report that lies in a set: its pictures would be of the next one."""
-    for folder in sets:
-        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-            raise ForeshotError(
-                f"{out}: expected a folder for the report outside {folder}; --out names another"
-            )
-
-
-def check_free(source: Path, folder: Path, out: Path) -> None:
-    """Refuses a folder for the kept subset that is not empty, or will not be.
-
-    Args:
-        source: the set, in which it must not lie.
-        folder: what is asked for.
-        out: where the report is written, which must not lie in it.
-    """
-    if folder.resolve().is_relative_to(source.resolve()):
-        raise ForeshotError(f"{folder}: expected a folder outside {source}, found one in it")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ForeshotError(f"{folder}: expected no folder or an empty one, found other files")
-    check_writable(folder.resolve().parent)  # it is made beside, and put there when it is whole
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise ForeshotError(f"{folder}: expected a folder apart from the report's, found {out}")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from foreshot.audit.report import COLOURS, VERDICT, told, written
+from foreshot.audit.folder import COLOURS, VERDICT, told, written
 from foreshot.audit.student import FITTED, PARTS, StudentAudit
 from foreshot.files import write_bytes, write_json, write_tensors
 from foreshot.levels import to_float, to_uint8

@@ -12,10 +12,10 @@ from foreshot.attacks.folding import fold
 from foreshot.compute import Compute
 from foreshot.config import read_yaml, sentence
 from foreshot.errors import ForeshotError, nearest
-from foreshot.files import read_tensors, safe_opened
+from foreshot.files import read_tensors
 from foreshot.inference import place
 from foreshot.models import ARCHITECTURES, Normalized, Transformers
-from foreshot.models.checkpoint import FORMAT, load_model
+from foreshot.models.checkpoint import load_model
 from foreshot.models.foreign import Foreign
 from foreshot.seeding import drawing
 
@@ -61,14 +61,8 @@ def load_teacher(
         if path.is_dir():
             hint = f"; {option} transformers reads one of save_pretrained's" if option else ""
             raise ForeshotError(f"{path}: expected a model file, found a folder{hint}")
-        with safe_opened(path) as file:
-            bare = FORMAT not in (file.metadata() or {})
-        if bare:
-            hint = f"; {option} says what network weights are for" if option else ""
-            raise ForeshotError(
-                f"{path}: expected a model file with metadata {FORMAT}, found none{hint}"
-            )
-        model, _, shape, classes = load_model(path)
+        hint = f"; {option} says what network weights are for" if option else ""
+        model, _, shape, classes = load_model(path, hint)
         return _ready(model, shape, classes, compute)
     network = _parsed(architecture, path)
     file = path / "model.safetensors" if path.is_dir() else path

@@ -65,15 +65,19 @@ def save_model(
     write_tensors(path, _state(model), {FORMAT: header.model_dump(mode="json")})
 
 
-def load_model(path: Path) -> LoadedModel:
+def load_model(path: Path, hint: str = "") -> LoadedModel:
     """Reads a model that `save_model` wrote; its weights are the same to the last bit.
+
+    Args:
+        path: the file.
+        hint: what to add to the error of a file of other weights.
 
     Raises:
         ForeshotError: the file is missing, not such a file, damaged, or does not fit its header.
     """
     state, about = read_tensors(path)
     if FORMAT not in about:
-        raise ForeshotError(f"{path}: expected metadata {FORMAT}, found none")
+        raise ForeshotError(f"{path}: expected metadata {FORMAT}, found none{hint}")
     try:
         header = Header.model_validate(about[FORMAT])
     except ValidationError as error:
