@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -179,11 +178,11 @@ def _pickled(path: Path) -> bool:
     """Whether a file is one of `torch.save`'s, of the new kind or the old one."""
     if not path.is_file():
         return False
-    if is_zipfile(path):
-        with ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
     with path.open("rb") as stream:
-        return stream.read(1) == b"\x80"
+        start = stream.read(512)
+    # A safetensors file begins with the length of its header: eight bytes, the last four zero.
+    new, old = b"data.pkl" in start, start[:1] == b"\x80" and any(start[4:8])
+    return (start.startswith(b"PK") and new) or old
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

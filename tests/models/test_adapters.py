@@ -216,8 +216,15 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         assert str(path) in str(error.value)
     save_file({n: t for n, t in state.items() if "num_batches" not in n}, path)
     build(Timm(model="test_resnet", weights=path), pictures(2, 3, 32, 32), 5, 0, "x")
-    torch.save(state, path)
-    with pytest.raises(ForeshotError, match="found a pickle, which could run anything"):
+    for zipped in (True, False):
+        torch.save(state, path, _use_new_zipfile_serialization=zipped)
+        for whole in (True, False):
+            if not whole:
+                path.write_bytes(path.read_bytes()[:5000])
+            with pytest.raises(ForeshotError, match="found a pickle, which could run anything"):
+                build(Timm(model="test_resnet", weights=path), pictures(2, 3, 32, 32), 5, 0, "x")
+    path.write_bytes((640).to_bytes(8, "little") + b"{")  # cut off, and begins as a pickle may
+    with pytest.raises(ForeshotError, match="expected a whole safetensors file"):
         build(Timm(model="test_resnet", weights=path), pictures(2, 3, 32, 32), 5, 0, "x")
 
 
