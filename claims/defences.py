@@ -153,7 +153,8 @@ def measure(config: Config, store: Store, engine: Compute, defence: str) -> dict
     measured, _ = stages.evaluation(teacher, poison, students)
     for name in (*students, "teacher"):
         found[name] = {key: measured[name][key] for key in ("clean_accuracy", "asr")}
-    found.setdefault("seconds", defended.student.artefact.seconds)
+    taught = 0.0 if isinstance(config.defence, Repair) else defended.student.artefact.seconds
+    found.setdefault("seconds", defended.seconds + taught)
     return found
 
 

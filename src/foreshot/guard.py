@@ -22,6 +22,7 @@ from foreshot.defences import (
     Verdict,
     judge,
 )
+from foreshot.defences.pool import halved
 from foreshot.defences.scoring import watched
 from foreshot.errors import ForeshotError
 from foreshot.files import write_json
@@ -50,7 +51,7 @@ class Screened:
     Args:
         artefact: `screen.safetensors` and `screen.json`.
         verdict: the scores, and what is removed.
-        student: distilled on the whole set for the screen to look at; None if it does not.
+        student: distilled for the screen to look at; None if it does not.
         teachers: the second one, trained for it; empty if it asks none.
     """
 
@@ -70,6 +71,24 @@ class Screened:
 
     def __call__(self, lesson: Lesson) -> Lesson:
         return lesson.select(self.verdict.kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """The lesson of the student that screens look at: clean images that are scored are in it.
+
+    Args:
+        clean: those images.
+    """
+
+    clean: ImageSet
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"beside": self.clean.digest}
+
+    def __call__(self, lesson: Lesson) -> Lesson:
+        return lesson.joined(self.clean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +122,7 @@ class Guarded:
 
     Args:
         student: as it is used.
-        undefended: as it was, where the defence distilled or found it so.
+        undefended: one of the whole set: as it was before a repair, or what screens looked at.
         screened: what a screen concluded of its transfer set.
         mended: whether a repair has made `student` of `undefended`.
         teachers: those that the defence trained, by the name of their seconds.
@@ -195,11 +214,9 @@ class Guard:
     def screen(self, teacher: Trained, poison: Crafted, label: str = "student") -> Screened:
         """What a screen concludes of the transfer set with the poison in it; see `student`."""
         stages, defender, title = self.stages, self.config.defender, _title("screen", label)
-        screen, undefended = self.config.defence, None
+        screen = self.config.defence
         assert isinstance(screen, Screen)
-        if "student" in screen.uses:
-            undefended = stages.student(teacher, poison, f"student for the {title}")
-        teachers = self._second(screen)
+        undefended, teachers = self._helped(screen, teacher, poison, title)
         second = teachers.get(SECOND)
 
         def work(folder: Path) -> None:
@@ -232,7 +249,8 @@ class Guard:
     def _taught_otherwise(
         self, defence: Distilling, teacher: Trained, poison: Crafted, label: str
     ) -> Guarded:
-        stages, teachers = self.stages, self._second(defence)
+        stages, title = self.stages, _title("lesson", label)
+        undefended, teachers = self._helped(defence, teacher, poison, title)
         second = teachers.get(SECOND)
         if isinstance(defence, OwnTeacher):
             teachers["own_teacher"] = teacher = stages.taught(
@@ -243,11 +261,16 @@ class Guard:
                 defence=defence.model_dump(mode="json"),
                 defending=source_digest(*DEFENDING),
             )
-        known = self._known(teacher, poison, second=second)
+        known = self._known(teacher, poison, undefended, second)
         known["defending"] = source_digest(*DEFENDING)
-        see = partial(self._view, _title("lesson", label), teacher, poison, second=second)
+        see = partial(self._view, title, teacher, poison, undefended, second)
         change = Changed(defence, see, {"change": known})
-        return Guarded(stages.student(teacher, poison, label, change), teachers=teachers)
+        return Guarded(
+            stages.student(teacher, poison, label, change),
+            undefended,
+            teachers=teachers,
+            seconds=undefended.artefact.seconds if undefended else 0.0,
+        )
 
     def _mended(self, repair: Repair, teacher: Trained, poison: Crafted, label: str) -> Guarded:
         stages, title = self.stages, _title("repair", label)
@@ -264,12 +287,30 @@ class Guard:
         mended = stages.trained(stages.store.stage("repair", inputs, work, title))
         return Guarded(mended, student, mended=True, seconds=mended.artefact.seconds)
 
-    def _second(self, defence: Defence) -> dict[str, Trained]:
-        """A second teacher, if the defence asks one, by the name of its seconds."""
-        if "second" not in defence.uses:
-            return {}
-        data = self.stages.parts.taught
-        return {SECOND: self.stages.taught(self.config.teacher, "second teacher", data)}
+    def _helped(
+        self, defence: Defence, teacher: Trained, poison: Crafted, title: str
+    ) -> tuple[Trained | None, dict[str, Trained]]:
+        """What a defence of the set asks for before there is a student.
+
+        Returns:
+            A student to look at, and a second teacher, by the name of its seconds; neither if the
+            defence does not ask for it.
+        """
+        stages, student, teachers = self.stages, None, dict[str, Trained]()
+        if "student" in defence.uses:
+            clean, beside = stages.parts.clean, None
+            if clean is not None:
+                beside = Beside(halved(clean, self._seed)[1])
+            student = stages.student(teacher, poison, f"student for the {title}", beside)
+        if "second" in defence.uses:
+            network, data = self.config.teacher, stages.parts.taught
+            teachers[SECOND] = stages.taught(network, "second teacher", data)
+        return student, teachers
+
+    @property
+    def _seed(self) -> int:
+        """The defender's; from the experiment's own follows which images the attacker takes."""
+        return derived(self.config.seed, "defender")
 
     def _view(
         self,
@@ -290,8 +331,7 @@ class Guard:
             teacher=teacher.model,
             student=student and student.model,
             clean=clean and seen(clean),
-            # From the experiment's seed follows which images the attacker takes.
-            seed=derived(self.config.seed, "defender"),
+            seed=self._seed,
             compute=stages.compute,
             listener=_retitled(stages.listener, label),
             second=second and second.model,

@@ -48,6 +48,16 @@ class Lesson:
         some = {name: t[kept] for name in per_image if (t := getattr(self, name)) is not None}
         return replace(self, data=self.data.select(kept), **some)
 
+    def joined(self, more: ImageSet) -> Self:
+        """The lesson with other images after its own; the teacher says what they are."""
+        fill = {"dictated": -1, "weights": 1}
+        longer = {
+            name: torch.cat([t, t.new_full((len(more),), fill[name])])
+            for name in fill
+            if (t := getattr(self, name)) is not None
+        }
+        return replace(self, data=self.data.joined(more), answers=None, **longer)
+
     def samples(self, distiller: Distiller, compute: Compute) -> Samples:
         """What the student is trained on: the images, and what its distiller takes beside them.
 

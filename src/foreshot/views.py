@@ -100,7 +100,8 @@ class DefenderView:
     Args:
         transfer: the set to distil on, as it arrived.
         teacher: the trusted teacher.
-        student: the student, once there is one.
+        student: the student, once there is one. That of a screen has also learned from the clean
+            images that are scored beside the set, so that their scores compare.
         clean: a small set that the defender trusts.
         seed: the defender's own; which images the attacker takes does not follow from it.
         compute: device and precision.

@@ -187,13 +187,17 @@ def test_a_screen_that_looks_at_a_student_gets_one_and_a_fixed_share_is_removed(
     scores = SpectralSignature().score(view).transfer
     assert torch.equal(verdict.scores, scores)
     assert set(verdict.flagged.tolist()) == set(scores.topk(TRANSFER // 4).indices.tolist())
-    assert seen["student for the screen"] == rows(view.transfer.images)
+    # What is scored, the student knows alike: images of the set, and clean ones to compare with.
+    scored = view.pool.calibration
+    assert scored is not None
+    assert len(rows(scored.images) - rows(view.transfer.images)) == CLEAN // 2
+    assert seen["student for the screen"] == rows(view.transfer.images) | rows(scored.images)
     assert seen["student"] == rows(view.transfer.images[verdict.kept])
     assert len(seen["student"]) == TRANSFER - TRANSFER // 4
 
     found, before = done.metrics["defence"], done.metrics["defence"]["undefended"]
     assert found["removed"]["hits"] == TRANSFER // 4
-    assert found["calibrated"] is False  # the student knows the transfer set alone
+    assert found["calibrated"] is True
     assert before["asr"]["value"] > 0.7
     (file,) = [
         path
@@ -215,7 +219,7 @@ def test_the_defender_sees_no_secret_and_has_a_second_teacher_where_it_helps(
     assert view.second is not None
     assert state_digest(view.second) != state_digest(view.teacher)
     assert view.teacher is not view.second
-    assert view.student is None
+    assert view.student is not None
     assert view.clean is not None
     assert view.seed != config(data).seed  # the attacker's choice of images follows from that
     assert (len(view.transfer), len(view.clean)) == (TRANSFER, CLEAN)
@@ -237,7 +241,7 @@ def test_the_defender_sees_no_secret_and_has_a_second_teacher_where_it_helps(
     assert looked[1].second is None
 
 
-def test_doubts_about_a_lesson_are_the_second_teachers_too(
+def test_a_lesson_is_doubted_by_a_second_teacher_and_by_a_student_where_its_screens_ask_them(
     data: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     views: list[DefenderView] = []
@@ -247,11 +251,13 @@ def test_doubts_about_a_lesson_are_the_second_teachers_too(
         return lesson
 
     monkeypatch.setattr(ConsistencyWeighting, "change", change)
-    for screen, asked in (("consistency", False), ("second_teacher", True)):
+    cases = (("consistency", set()), ("second_teacher", {"second"}), ("scan", {"student"}))
+    for screen, asked in cases:
         defence = f"defence={{name: consistency_weighting, screens: [{{name: {screen}}}]}}"
         done = go(config(data, defence), tmp_path / "home", tmp_path / screen, until="student")
-        assert ("second teacher" in done.started()) == asked
-        assert (views[-1].second is not None) == asked
+        assert {name for name in ("second", "student") if getattr(views[-1], name)} == asked
+        begun = {"second": "second teacher", "student": "student for the lesson"}
+        assert {name for name, title in begun.items() if title in done.started()} == asked
 
 
 def test_the_attackers_surrogate_does_not_see_the_clean_images(

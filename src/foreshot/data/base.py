@@ -79,6 +79,16 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[indices]
         return type(self)(self.images[indices], labels, self.classes)
 
+    def joined(self, more: Self) -> Self:
+        """The set with the images of another one of its shape and classes after its own."""
+        pairs = (self.labels, more.labels)
+        labels = [part for part in pairs if part is not None]
+        return type(self)(
+            torch.cat([self.images, more.images]),
+            torch.cat(labels) if len(labels) == len(pairs) else None,
+            self.classes,
+        )
+
     def cut(self, share: float, seed: int, key: str) -> tuple[Self, Self]:
         """The set in two: what is left, and a random share of it.
 

@@ -15,6 +15,7 @@ from foreshot.defences.screens import (
     Frequency,
     LabelDisagreement,
     NearDuplicate,
+    Scan,
     SecondTeacher,
     TeacherConsistency,
 )
@@ -26,6 +27,7 @@ DEFAULT: tuple[AnySingle, ...] = (
     LabelDisagreement(),
     Frequency(),
     NearDuplicate(),
+    Scan(),
 )
 
 

@@ -76,8 +76,9 @@ def judge(
     So is each clean image with a probability of `drop` at most, and poison wherever fewer clean
     images than that look as suspicious: however little of it there is, and whether or not the set
     as a whole would be found out. It takes for granted that the clean set is drawn as the clean
-    part of the transfer set was, and scored alike: a student knows the one and not the other.
-    Without clean images the p-values are those of `exponential_tails`.
+    part of the transfer set was, and scored alike: the view's student, if the screen looks at one,
+    has learned from the calibration half (`pool.halved`) as from the transfer set. Without clean
+    images the p-values are those of `exponential_tails`.
 
     Args:
         screen: whose scores decide.
@@ -97,8 +98,6 @@ def judge(
     if level is None and remove is None and view.clean is not None:
         check_enough(screen, len(view.clean), drop)
     scores = screen.score(view)
-    # A student knows the transfer set and not the clean images: their scores do not compare.
-    calibrated = len(scores.clean) > 0 and "student" not in screen.uses
     p = best_p(scores)
     if remove is not None:
         order = scores.transfer.argsort(descending=True, stable=True)
@@ -108,7 +107,7 @@ def judge(
     else:
         flagged = (p <= drop).nonzero()[:, 0]
     said = view.pool.teacher.said[: len(p)]
-    return Verdict(flagged, p, enriched(said, flagged), calibrated, scores.transfer)
+    return Verdict(flagged, p, enriched(said, flagged), len(scores.clean) > 0, scores.transfer)
 
 
 def check_enough(screen: Screen, clean: int, drop: float) -> None:

@@ -47,8 +47,10 @@ class Pool:
     The clean images in it, the *calibration* half, tell which scores clean images get. As no
     screen knows which images these are, they and the clean images of the transfer set are
     exchangeable, even where an image's score depends on all the others: this is what makes
-    thresholds set on them hold (Marandon et al., arXiv 2208.06685). For the same reason the other
-    half, the *reference*, is what a screen may fit itself to, and is not scored.
+    thresholds set on them hold (Marandon et al., arXiv 2208.06685). So a student that is to be
+    looked at has to have learned from these images as from the transfer set: what a network has
+    seen in training looks otherwise to it. For the same reason the other half, the *reference*, is
+    what a screen may fit itself to, and is not scored.
 
     Args:
         view: what the defender knows.
@@ -68,11 +70,7 @@ class Pool:
                 f"clean set: expected two images or more of shape {view.transfer.shape}, "
                 f"found {len(view.clean)} of shape {view.clean.shape}"
             )
-        random = generator(view.seed, "screens", "clean")
-        order = torch.randperm(len(view.clean), generator=random)
-        half = len(order) // 2
-        self._reference = view.clean.select(order[:half])
-        self.calibration = view.clean.select(order[half:])
+        self._reference, self.calibration = halved(view.clean, view.seed)
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
@@ -151,6 +149,13 @@ class Pool:
         """What a network says of the images, changed; float32 logits (N, K)."""
         with evaluating(network):
             return finite(self.mapped(lambda x: network(change(x)).float()))
+
+
+def halved(clean: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
+    """The reference and the calibration half of a defender's clean images, by his seed."""
+    order = torch.randperm(len(clean), generator=generator(seed, "screens", "clean"))
+    half = len(order) // 2
+    return clean.select(order[:half]), clean.select(order[half:])
 
 
 @torch.no_grad()
