@@ -2,6 +2,7 @@
 
     python claims/audit_data.py               # 90 audits of 14 seconds each, on a busy AVX512 core
     python claims/audit_data.py --sets 4      # fewer of each kind
+    python claims/audit_data.py --distil      # with a student of each set; `alike` alone
 
 Sets of `signs` that nobody has poisoned, of 2,000 images that the teacher has never seen, each kind
 changed in its own way, image by image: compressed, noisy, blurred, or of sources of all kinds. Each
@@ -9,8 +10,8 @@ is audited as a user audits it, with 500 clean images: `alike`, drawn as the set
 the audit asks for; and `plain`, without the change, which it warns of. Teachers are those of three
 seeds, by turns.
 
-One JSON, claims/audit/data.json, written after every set; the same command goes on where it was
-interrupted, if source and machine are the same.
+One JSON, claims/audit/data.json or data-distil.json, written after every set; the same command goes
+on where it was interrupted, if source and machine are the same.
 """
 
 import argparse
@@ -42,12 +43,15 @@ from foreshot.stages import TRAINING, Stages
 from foreshot.store import Store, home, source_digest
 from foreshot.transforms import Transform, transform
 
-OUT = Path(__file__).parent / "audit" / "data.json"
+FOLDER = Path(__file__).parent / "audit"
 PRESET, SIDE = "signs", 32
 SEEDS = (0, 1, 2)
 IMAGES, CLEAN = 2000, 500
 ALARM = 0.05
-SOURCE = (*TRAINING, "audit/data.py", "audit/verdict.py", "defences", "transforms.py", "data")
+SOURCE = (
+    *(*TRAINING, "audit/data.py", "audit/verdict.py", "audit/distilled.py", "distillation"),
+    *("defences", "transforms.py", "data"),
+)
 """What the numbers depend on: a set is audited anew by another source."""
 KINDS: dict[str, tuple[Transform, ...]] = {
     "plain": ("none",),
@@ -67,16 +71,18 @@ def changed(images: Tensor, kind: str, number: int) -> Tensor:
     return torch.cat([to_uint8(transform(to_float(x), ways[lot], random)) for x, lot in single])
 
 
-def cells(sets: int) -> Iterator[tuple[str, str, int]]:
+def cells(sets: int, distil: bool) -> Iterator[tuple[str, str, int]]:
     """Kind of the set, clean images, and number: an early end leaves some of each."""
     for number in range(sets):
         for kind in KINDS:
             yield kind, "alike", number
-            if kind != "plain":
+            if kind != "plain" and not distil:
                 yield kind, "plain", number
 
 
-def measure(kind: str, clean: str, number: int, store: Store, engine: Compute) -> dict[str, Any]:
+def measure(
+    kind: str, clean: str, number: int, distil: bool, store: Store, engine: Compute
+) -> dict[str, Any]:
     """One set, audited."""
     seed = SEEDS[number % len(SEEDS)]
     stages = Stages(load_config(PRESET, [f"seed={seed}"]), store, engine, home() / "data", plain)
@@ -89,6 +95,7 @@ def measure(kind: str, clean: str, number: int, store: Store, engine: Compute) -
         transfer,
         teacher,
         clean=ImageSet(trusted, None, classes),
+        distil=distil,
         alarm=ALARM,
         seed=number,
         compute=engine,
@@ -122,8 +129,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sets", type=int, default=10, help="of each kind")
+    parser.add_argument("--distil", action="store_true", help="as `foreshot audit data --distil`")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     given = parser.parse_args()
+    command, out = "python claims/audit_data.py", FOLDER / "data.json"
+    if given.distil:
+        command, out = f"{command} --distil", FOLDER / "data-distil.json"
     try:
         engine, circumstances = compute(given.device), environment()
         store = Store.open(plain)
@@ -138,21 +149,21 @@ def main() -> None:
             **{key: circumstances[key] for key in ("versions", "host")},
         }
         about = same | {
-            "command": "python claims/audit_data.py",
+            "command": command,
             "source": circumstances["source"],
         }
-        rows = {(row["kind"], row["clean"], row["number"]): row for row in kept(OUT, same)}
-        left = [cell for cell in cells(given.sets) if cell not in rows]
-        minutes = len(left) * 14 / 60
-        print(f"{len(left)} sets left, about {minutes:.0f} minutes on a busy AVX512 core")
+        rows = {(row["kind"], row["clean"], row["number"]): row for row in kept(out, same)}
+        left = [cell for cell in cells(given.sets, given.distil) if cell not in rows]
+        minutes = len(left) * (14 + 15 * given.distil) / 60
+        print(f"{len(left)} sets left, about {minutes:.0f} minutes on a busy core")
         for cell in left:
             kind, clean, number = cell
             rows[cell] = {"kind": kind, "clean": clean, "number": number}
-            rows[cell] |= measure(kind, clean, number, store, engine)
+            rows[cell] |= measure(kind, clean, number, given.distil, store, engine)
             print(rows[cell], flush=True)
             date = datetime.now(UTC).date().isoformat()
             runs = list(rows.values())
-            write_json(OUT, about | {"date": date, "summary": summary(runs), "runs": runs})
+            write_json(out, about | {"date": date, "summary": summary(runs), "runs": runs})
     except ForeshotError as error:
         print(f"audit_data: {error}", file=sys.stderr)
         sys.exit(2)

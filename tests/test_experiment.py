@@ -605,6 +605,11 @@ def test_models_of_the_user_are_adopted(undisturbed: Done, tmp_path: Path) -> No
     model = load_model(done.out / "teacher.safetensors").model
     assert state_digest(model) == state_digest(load_model(mine).model)
 
+    mine.write_bytes(b"no model")
+    with pytest.raises(ForeshotError, match=r"mine\.safetensors: "):
+        go(tmp_path / "home", tmp_path / "refused", teacher=mine)
+    assert not (tmp_path / "refused").exists()
+
 
 def test_poison_of_the_user_is_adopted(undisturbed: Done, tmp_path: Path) -> None:
     file = tmp_path / "p.safetensors"

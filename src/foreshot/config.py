@@ -89,9 +89,8 @@ class Defender(Part):
         level: if given, share of clean images to be expected among what is removed instead (false
             discovery rate). A clean set mostly stays whole, but poison is not removed that makes up
             less than a share 2 / (clean * level) of the transfer set.
-        remove: share of the transfer set to remove instead, the most suspicious images: for screens
-            that look at the student, which knows the transfer set and not the clean images, so that
-            their scores do not compare.
+        remove: share of the transfer set to remove instead, the most suspicious images: where there
+            are no clean images that tell how suspicious is too much.
     """
 
     clean: int = Field(default=500, ge=0)

@@ -63,9 +63,10 @@ def run(
         shared = Store.open(listener, store)
         stages = Stages(config, shared, engine, home() / "data", listener, executor)
         data = stages.data
-        folder.claim()
+        given = None if teacher is None else stages.adopt_model(teacher)
+        folder.claim()  # nothing is written for what is refused at once
 
-        honest = stages.teacher() if teacher is None else stages.adopt_model(teacher)
+        honest = given or stages.teacher()
         taught = honest if config.compromise is None else stages.compromise(honest)
         before = state_digest(taught.model)
         folder.add("teacher.safetensors", taught.path)

@@ -2,30 +2,39 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, expon, hypergeom, mannwhitneyu
-from torch import Tensor
+from torch import Tensor, nn
 
-from conftest import Tiny, stripes
+from conftest import SIDE, Tiny, stripes
 from foreshot.attacks import Pgd
+from foreshot.audit import distilled
 from foreshot.audit.data import audit
 from foreshot.audit.verdict import set_test
 from foreshot.compute import CPU
 from foreshot.data import ImageSet
 from foreshot.defences import Combined, Scores, judge
+from foreshot.defences.base import margin
 from foreshot.defences.conformal import benjamini_hochberg, exponential_tails, p_values
+from foreshot.defences.pool import Pool
 from foreshot.defences.screens import (
     LabelDisagreement,
     Mahalanobis,
     NearDuplicate,
+    SpectralSignature,
     TeacherConsistency,
 )
 from foreshot.errors import ForeshotError
+from foreshot.inference import logits
+from foreshot.models.checkpoint import state_digest
 from foreshot.poison import Poison
 from foreshot.progress import Event
+from foreshot.store import Store
+from foreshot.training import Training
 from foreshot.views import AttackerView, DefenderView
 
 
@@ -157,6 +166,74 @@ def test_clean_sets_raise_no_more_alarms_than_stated(tiny: Tiny) -> None:
     for level in (0.05, 0.2, 0.5):
         assert sum(x <= level for x in p) <= binom.ppf(0.999, 40, level)
     assert 0.3 < np.mean(p) < 0.75
+
+
+class Learned(SpectralSignature):
+    """How surely a student says what the teacher says."""
+
+    def suspicion(self, pool: Pool) -> Tensor:
+        return -margin(pool.student.logits, pool.teacher.said)
+
+
+class Whim(nn.Module):
+    """A teacher of no rule: its answers can be learned by heart alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.fc.weight.data = 9 * torch.eye(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ways = torch.linspace(90, 110, 4 * SIDE * SIDE).reshape(SIDE * SIDE, 4)
+        return self.fc(torch.sin(x.flatten(1) @ ways))
+
+
+def test_what_a_student_has_learned_by_heart_raises_no_alarm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clean images that are compared with are learned by heart as well."""
+    monkeypatch.setattr(distilled, "SCHEDULE", Training(epochs=40, lr=0.3))
+    images, p, unfair = stripes(600, 77), [], []
+    for part in torch.randperm(600, generator=torch.Generator().manual_seed(0)).split(150):
+        transfer, clean = images.select(part[:50]), images.select(part[50:])
+        found = audit(transfer, Whim(), clean=clean, screens=[Learned()], distil=True)
+        p.append(found.set_p)
+        alone = replace(found.view, clean=None, student=None)
+        distilled.teach(student := distilled.blank(alone), alone, None)
+        scores = Learned().score(replace(found.view, student=student))
+        unfair.append(set_test([scores], 0.05, 0).p)
+    assert max(unfair) < 0.01
+    assert sum(x <= 0.2 for x in p) <= binom.ppf(0.999, len(p), 0.2)
+    assert sum(x <= 0.05 for x in p) <= binom.ppf(0.999, len(p), 0.05)
+
+
+def test_a_student_of_the_set_is_looked_at_and_found_again(
+    tiny: Tiny, poison: Poison, tmp_path: Path
+) -> None:
+    transfer, clean = poison.apply(tiny.train), stripes(600, 5)
+    heard: list[Event] = []
+    store = Store.open(heard.append, tmp_path)
+    asked = {"clean": clean, "distil": True, "seed": 1, "listener": heard.append}
+    before = state_digest(tiny.teacher)
+    found = audit(transfer, tiny.teacher, store=store, **asked)
+    assert list(found.scores)[-1] == "scan"
+    assert found.view.student is not None
+    test = stripes(200, 6)
+    assert test.labels is not None
+    right = logits(found.view.student, test.images, CPU).argmax(1) == test.labels
+    assert right.double().mean() > 0.9
+    assert state_digest(tiny.teacher) == before
+    assert found.seconds["student"] > 0
+    assert "student" in {event.stage for event in heard if event.kind == "advance"}
+
+    heard.clear()
+    again = audit(transfer, tiny.teacher, store=store, **asked)
+    assert not [event for event in heard if event.kind == "advance"]
+    assert again.seconds["student"] == found.seconds["student"]
+    alone = audit(transfer, tiny.teacher, **asked)
+    for other in (again, alone):
+        assert torch.equal(other.p, found.p)
+        assert torch.equal(other.scores["scan"].clean, found.scores["scan"].clean)
 
 
 def test_without_clean_images_poison_is_a_guess_and_clean_sets_are_not_suspicious(

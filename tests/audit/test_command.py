@@ -162,6 +162,20 @@ def test_poison_is_exit_code_1_and_a_clean_set_is_0(audit_, files: Files) -> Non
     assert Path("all/left-out.jsonl").read_text() == ""
 
 
+def test_a_student_is_distilled_where_that_is_asked_for(audit_, files: Files) -> None:
+    common = ("--teacher", files.teacher, "--clean", files.trusted, "--distil")
+    assert audit_(files.bad, *common).code == 1
+    speeds = read_json(Path("audits/bad/verdict.json"))["images_per_second"]
+    assert list(speeds)[:2] == ["teacher", "student"]
+    assert "scan" in speeds
+    assert rows(Path("audits/bad"))[0]["score_scan"] >= 0
+    one = audit_(files.ok, *common, "--screens", "spectral_signature")
+    assert (one.code, one.err) == (0, "")
+    assert list(read_json(Path("audits/ok/verdict.json"))["images_per_second"]) == [
+        "teacher", "student", "spectral_signature",
+    ]  # fmt: skip
+
+
 def test_the_command_line_gives_up_as_many_clean_images_as_python_does() -> None:
     assert inspect.signature(audit_data).parameters["drop"].default == DROP == Job.drop
 
@@ -441,13 +455,14 @@ def test_strange_files_are_named_and_skipped_or_refused(
         (("OK", "--out", "other/a.txt/b"), "other/a.txt/b: expected a folder or none yet, found /"),
         (("OK", "--screens", "consistancy"), "--screens: found 'consistancy'; did you mean"),
         (("OK", "--out", "run"), "run: expected a folder for the report, found a run's"),
-        (("OK", "--screens", "strip", "--clean", "OK"), "screen strip: expected a student, found"),
+        (("OK", "--screens", "strip", "--clean", "OK"), "screen strip: expected a student (--dist"),
         (("OK", "--second", "bare.safetensors"), "bare.safetensors: expected metadata "
             "foreshot-model, found none\n"),
         (("OK", "--screens", "combined"), "--screens: found 'combined'; "),
         (("OK", "--screens", "frequency"), "screen frequency: expected clean images (--clean), "),
         (("OK", "--screens", "label_disagreement"), "screen label_disagreement: expected labels ("),
         (("OK", "--screens", "strip"), "screen strip: expected "),
+        (("OK", "--distil"), "--distil: expected clean images (--clean), found none"),
         (("OK", "--write-clean", "empty/.."), "empty/..: expected no folder or an empty one"),
         (("OK", "--write-clean", "OK/kept"), "OK/kept: expected a folder outside "),
         (("OK", "--out", "OK/report"), "OK/report: expected a folder for the report outside OK; "),

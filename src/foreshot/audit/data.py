@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from foreshot.audit.distilled import SOURCES, STUDENT, blank, teach
 from foreshot.audit.verdict import set_test
 from foreshot.compute import CPU, Compute
 from foreshot.data.base import ImageSet
@@ -40,7 +41,8 @@ class Audit:
         view: what was known.
         screens: what was asked, by name.
         scores: of each screen.
-        seconds: that each screen, and the teacher's answers, took when they were computed.
+        seconds: that each screen, the teacher's answers, and a student if there is one, took when
+            they were computed.
         said: the teacher's answers to the set, int64 (N,).
         confidence: its softmax there, float32 (N,).
         rank: the images, the most suspicious first, int64 (N,).
@@ -116,6 +118,7 @@ def audit(
     clean: ImageSet | None = None,
     second: nn.Module | None = None,
     screens: Sequence[Screen] | None = None,
+    distil: bool = False,
     alarm: float = 0.05,
     drop: float = DROP,
     seed: int = 0,
@@ -136,6 +139,8 @@ def audit(
             what the set is: seen in its training, or not.
         second: another teacher for the same classes, trained apart from the first.
         screens: which; None for those of the screen `combined` that have what they need.
+        distil: whether to distil a small student on the set, for screens that look at one. It
+            takes the memory of the set, and the teacher's weights ask for no gradient any more.
         alarm: at most this share of clean sets is called suspicious; from 0.001 on.
         drop: p-value up to which images of a suspicious set are left out of the clean subset.
         seed: of the screens' random numbers.
@@ -177,6 +182,11 @@ def audit(
         return found
 
     answers = computed(TEACHER, None)
+    if distil:
+        stage.append(STUDENT)
+        learned, seconds[STUDENT] = _student(view, store, inputs)
+        view = replace(view, student=learned)
+        inputs |= {"student": network_digest(learned)}
     chosen = screens or [screen for screen in DEFAULT if not screen.needs & view.pool.lacks]
     names = {screen.title: screen for screen in chosen}
     if len(names) < len(chosen):
@@ -234,6 +244,25 @@ def _inputs(view: DefenderView) -> dict[str, object]:
         "compute": view.compute.describe(),
         "source": source_digest("audit/data.py", "attacks/folding.py", *SCREENING),
     }
+
+
+def _student(
+    view: DefenderView, store: Store | None, inputs: Mapping[str, object]
+) -> tuple[nn.Module, float]:
+    """A student of the set, and the seconds that it took."""
+    model, began = blank(view), perf_counter()
+    if store is None:
+        teach(model, view, None)
+        return model, perf_counter() - began
+
+    def work(folder: Path) -> None:
+        teach(model, view, folder / ".student.safetensors")
+        write_tensors(folder / FILE, model.state_dict(), {})
+
+    wanted = {**inputs, "source": source_digest(*SOURCES, *SCREENING)}
+    kept = store.stage(f"audit-{STUDENT}", wanted, work, STUDENT)
+    model.load_state_dict(read_tensors(kept.folder / FILE)[0])
+    return model, kept.seconds
 
 
 def _write(folder: Path, view: DefenderView, screen: Screen | None) -> None:

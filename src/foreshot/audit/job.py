@@ -24,7 +24,7 @@ OPTIONS: dict[Need, str] = {
     "clean": "clean images (--clean), found none",
     "labels": "labels (--labels), found none",
     "second": "a second teacher (--second), found none",
-    "student": "a student, found none: it is for `foreshot run`, which distils one",
+    "student": "a student (--distil), found none",
 }
 """What a screen may need, and what gives it."""
 
@@ -42,7 +42,7 @@ class Job:
         second: a second teacher, a model file of foreshot's.
         labels: whether to compare the labels of both sets with the teacher's answers.
         screens: names; none stands for all that can be had.
-        alarm, drop, seed: see `foreshot.audit.data.audit`.
+        distil, alarm, drop, seed: see `foreshot.audit.data.audit`.
         broken: what to do about files that cannot be read.
         out: folder of the report; if None, audits/NAME with the name of the set.
         write_clean: folder for the kept subset.
@@ -58,6 +58,7 @@ class Job:
     second: Path | None = None
     labels: bool = False
     screens: tuple[str, ...] = ()
+    distil: bool = False
     alarm: float = 0.05
     drop: float = DROP
     broken: Literal["skip", "refuse"] = "skip"
@@ -72,6 +73,8 @@ class Job:
         check_apart(out, source, *([self.clean] if self.clean else []))
         renew(out, source, chosen=self.out is not None)
         screens = [self._screen(name) for name in self.screens]
+        if self.distil and self.clean is None:
+            raise ForeshotError("--distil: expected clean images (--clean), found none")
         if self.write_clean is not None:
             check_free(source, self.write_clean, out)
         engine = compute(self.device)
@@ -100,6 +103,7 @@ class Job:
             clean=clean,
             second=None if second is None else second.model,
             screens=screens or None,
+            distil=self.distil,
             alarm=self.alarm,
             drop=self.drop,
             seed=self.seed,
@@ -120,7 +124,12 @@ class Job:
         singles = [key for key, kind in SCREENS.items() if kind is not Combined]
         if name not in singles:
             raise ForeshotError(f"--screens: found {name!r}; {nearest(name, singles)}")
-        given = {"clean": self.clean, "labels": self.labels, "second": self.second}
+        given: dict[Need, object] = {
+            "clean": self.clean,
+            "labels": self.labels,
+            "second": self.second,
+            "student": self.distil,
+        }
         for need in sorted(SCREENS[name].needs):
             if not given.get(need):
                 raise ForeshotError(f"screen {name}: expected {OPTIONS[need]}")

@@ -45,6 +45,9 @@ def audit_data(
     screens: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Which screens; all that can be had.")
     ] = None,
+    distil: Annotated[
+        bool, typer.Option("--distil", help="Distil a student on the set, for screens to look at.")
+    ] = False,
     alarm: Annotated[
         float, typer.Option(min=0.001, max=0.5, help="Largest share of false alarms.")
     ] = 0.05,
@@ -66,6 +69,7 @@ def audit_data(
 
         foreshot audit data pictures --teacher teacher.safetensors --clean trusted
         foreshot audit data set.safetensors --teacher teacher.safetensors --write-clean kept
+        foreshot audit data pictures --teacher teacher.safetensors --clean trusted --distil
         foreshot audit data pictures --teacher resnet.safetensors --architecture timm
     """
     from foreshot.audit.job import Job
@@ -79,6 +83,7 @@ def audit_data(
         second=second,
         labels=labels,
         screens=tuple(screens.split(",")) if screens else (),
+        distil=distil,
         alarm=alarm,
         drop=drop,
         broken=broken,
