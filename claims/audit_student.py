@@ -97,7 +97,8 @@ def held(store: Path, trains: set[str]) -> Iterator[Subject]:
             if digest not in files or files[digest][0] in known:
                 continue
             folder, made = files[digest]
-            if made.keys() & {"kept", "change"}:  # by a screen, by a defence in distillation
+            # Made by a screen, by a defence in distillation, or for screens to look at.
+            if made.keys() & {"kept", "change", "beside"}:
                 continue
             known.add(folder)
             attack = {"name": "clean"}

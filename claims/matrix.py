@@ -34,7 +34,8 @@ def tables(preset: str, claim: Mapping[str, Any]) -> list[str]:
         "the others, and an undefended student of their own set beside them.",
         table(students, asr),
         "Seconds: of the screen, with the student that it looks at; of the student, where the "
-        "defence is in its distillation; of the repair; of the monitor. A teacher that is trained "
+        "defence is in its distillation, and of one that its screens look at; "
+        "of the repair; of the monitor. A teacher that is trained "
         "for it, as `second_teacher` and `adversarial_teacher` need one, is not counted.",
         "#### Ranking",
         "Of the students that every row has: " + shared(students) + ". ASR: the mean over those "

@@ -22,11 +22,11 @@ from foreshot.defences import (
     Verdict,
     judge,
 )
-from foreshot.defences.pool import halved
+from foreshot.defences.pool import Need, halved
 from foreshot.defences.scoring import watched
 from foreshot.errors import ForeshotError
 from foreshot.files import write_json
-from foreshot.lesson import Lesson
+from foreshot.lesson import Beside, Lesson
 from foreshot.models.checkpoint import save_model
 from foreshot.progress import Event, Listener
 from foreshot.seeding import derived
@@ -74,24 +74,6 @@ class Screened:
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
-    """The lesson of the student that screens look at: clean images that are scored are in it.
-
-    Args:
-        clean: those images.
-    """
-
-    clean: ImageSet
-
-    @property
-    def key(self) -> dict[str, Any]:
-        return {"beside": self.clean.digest}
-
-    def __call__(self, lesson: Lesson) -> Lesson:
-        return lesson.joined(self.clean)
-
-
-@dataclass(frozen=True, eq=False)
 class Changed:
     """What a defence in distillation makes of a lesson.
 
@@ -122,7 +104,8 @@ class Guarded:
 
     Args:
         student: as it is used.
-        undefended: one of the whole set: as it was before a repair, or what screens looked at.
+        undefended: as it was before a repair; or the one that screens looked at, of the whole set
+            and the clean images that are scored beside it.
         screened: what a screen concluded of its transfer set.
         mended: whether a repair has made `student` of `undefended`.
         teachers: those that the defence trained, by the name of their seconds.
@@ -221,7 +204,7 @@ class Guard:
 
         def work(folder: Path) -> None:
             stages.listener(Event(title, "start"))
-            view = self._view(title, teacher, poison, undefended, second)
+            view = self._view(title, teacher, poison, undefended, second, both=True)
             rule = defender.model_dump(include={"drop", "level", "remove"})
             verdict = judge(screen, view, **rule)
             if not len(verdict.kept):
@@ -263,7 +246,7 @@ class Guard:
             )
         known = self._known(teacher, poison, undefended, second)
         known["defending"] = source_digest(*DEFENDING)
-        see = partial(self._view, title, teacher, poison, undefended, second)
+        see = partial(self._view, title, teacher, poison, undefended, second, both=True)
         change = Changed(defence, see, {"change": known})
         return Guarded(
             stages.student(teacher, poison, label, change),
@@ -297,12 +280,17 @@ class Guard:
             defence does not ask for it.
         """
         stages, student, teachers = self.stages, None, dict[str, Trained]()
-        if "student" in defence.uses:
+        there: dict[Need, object] = {
+            "clean": stages.parts.clean,
+            "labels": self.config.defender.labels,
+        }
+        asked = defence.uses(frozenset(need for need, thing in there.items() if not thing))
+        if "student" in asked:
             clean, beside = stages.parts.clean, None
             if clean is not None:
                 beside = Beside(halved(clean, self._seed)[1])
             student = stages.student(teacher, poison, f"student for the {title}", beside)
-        if "second" in defence.uses:
+        if "second" in asked:
             network, data = self.config.teacher, stages.parts.taught
             teachers[SECOND] = stages.taught(network, "second teacher", data)
         return student, teachers
@@ -319,8 +307,10 @@ class Guard:
         poison: Crafted,
         student: Trained | None = None,
         second: Trained | None = None,
+        *,
+        both: bool = False,
     ) -> DefenderView:
-        """What the defender sees."""
+        """What the defender sees; `both` says that the student is one of `_helped`."""
         stages, labels, clean = self.stages, self.config.defender.labels, self.stages.parts.clean
 
         def seen(part: ImageSet) -> ImageSet:
@@ -335,6 +325,7 @@ class Guard:
             compute=stages.compute,
             listener=_retitled(stages.listener, label),
             second=second and second.model,
+            both=both,
         )
 
     def _known(

@@ -49,14 +49,12 @@ class Lesson:
         return replace(self, data=self.data.select(kept), **some)
 
     def joined(self, more: ImageSet) -> Self:
-        """The lesson with other images after its own; the teacher says what they are."""
-        fill = {"dictated": -1, "weights": 1}
-        longer = {
-            name: torch.cat([t, t.new_full((len(more),), fill[name])])
-            for name in fill
-            if (t := getattr(self, name)) is not None
-        }
-        return replace(self, data=self.data.joined(more), answers=None, **longer)
+        """The lesson with other images after its own, of which the teacher says what they are."""
+        assert self.weights is None
+        dictated = self.dictated
+        if dictated is not None:
+            dictated = torch.cat([dictated, dictated.new_full((len(more),), -1)])
+        return replace(self, data=self.data.joined(more), dictated=dictated, answers=None)
 
     def samples(self, distiller: Distiller, compute: Compute) -> Samples:
         """What the student is trained on: the images, and what its distiller takes beside them.
@@ -97,3 +95,23 @@ class Change(Protocol):
     def __call__(self, lesson: Lesson) -> Lesson:
         """The changed lesson."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """The lesson of a student for screens to look at: clean images that are scored are in it.
+
+    Args:
+        clean: those images.
+    """
+
+    clean: ImageSet
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The digest of the images."""
+        return {"beside": self.clean.digest}
+
+    def __call__(self, lesson: Lesson) -> Lesson:
+        """The lesson with the images after its own."""
+        return lesson.joined(self.clean)

@@ -1,6 +1,6 @@
 """What each side knows: the attacker, and the defender, who cannot reach the attacker's secrets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -100,13 +100,14 @@ class DefenderView:
     Args:
         transfer: the set to distil on, as it arrived.
         teacher: the trusted teacher.
-        student: the student, once there is one. That of a screen has also learned from the clean
-            images that are scored beside the set, so that their scores compare.
+        student: the student, once there is one.
         clean: a small set that the defender trusts.
         seed: the defender's own; which images the attacker takes does not follow from it.
         compute: device and precision.
         listener: hears of the progress.
         second: another trusted teacher, trained apart from the first, if there is one.
+        both: whether the student has learned from the clean images that are scored beside the set
+            (`pool.calibration`) as from the set. If not, their scores do not compare.
     """
 
     transfer: ImageSet
@@ -117,6 +118,14 @@ class DefenderView:
     compute: Compute
     listener: Listener = silent
     second: nn.Module | None = None
+    both: bool = False
+
+    def looked_at(self, student: nn.Module) -> "DefenderView":
+        """The same, with a student of the set and of the clean images that are scored beside it."""
+        view = replace(self, student=student, both=True)
+        if "pool" in vars(self) and "teacher" in vars(self.pool):
+            view.pool.teacher = self.pool.teacher  # that it need not be asked again
+        return view
 
     @cached_property
     def pool(self) -> "Pool":

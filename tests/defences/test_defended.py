@@ -176,6 +176,17 @@ def test_without_a_defence_nothing_is_changed_by_the_defender(
         ]
         assert record["inputs"].keys() == shared | added
 
+    # What a student is distilled on beside the set, for a screen to look at, is in its key.
+    known = set(home.glob("student/*/done.json"))
+    go(config(data, "defence.name=scan"), home, tmp_path / "scan", until="student")
+    new = [read_json(file)["inputs"] for file in set(home.glob("student/*/done.json")) - known]
+    assert sorted(sorted(inputs.keys() - shared) for inputs in new) == [["beside"], ["kept"]]
+
+    # Without clean images scan is left out, and no student is distilled for it.
+    bare = config(data, "defence.name=combined", "defender.clean=0")
+    done = go(bare, tmp_path / "home", tmp_path / "bare", until="student")
+    assert "student for the screen" not in done.started()
+
 
 def test_a_screen_that_looks_at_a_student_gets_one_and_a_fixed_share_is_removed(
     data: Path, home: Path, tmp_path: Path, seen: dict[str, set[bytes]], looked: list[DefenderView]

@@ -83,7 +83,10 @@ def test_without_anything_but_the_teacher_the_combined_screen_guesses(tiny: Tiny
     bare = replace(view, transfer=replace(view.transfer, labels=None), clean=None, second=None)
     verdict = judge(Combined(), bare)
     assert verdict.calibrated is False
-    assert judge(Combined(), view, 0.05).calibrated is True
+    assert judge(Combined(), replace(view, student=None), 0.05).calibrated is True
+    # A student compares what it has learned from with what it has not.
+    assert judge(Combined(), view, 0.05).calibrated is False
+    assert judge(Combined(), replace(view, both=True), 0.05).calibrated is True
 
 
 def test_networks_are_asked_once_for_all_screens(tiny: Tiny) -> None:

@@ -3,6 +3,7 @@
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ class Net(nn.Module):
 
 def looking(count: int = 30, clean: int = 60, **parts: nn.Module) -> DefenderView:
     transfer = noise(count)
-    networks = {"teacher": Net(0), "student": Net(1), "second": Net(2)} | parts
+    networks: dict[str, Any] = {"teacher": Net(0), "student": Net(1), "second": Net(2)} | parts
     return DefenderView(
         transfer=transfer, clean=noise(clean, seed=9), seed=0, compute=CPU, **networks
     )

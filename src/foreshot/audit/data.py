@@ -2,20 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from foreshot.audit.distilled import SOURCES, STUDENT, blank, teach
+from foreshot.audit import distilled
+from foreshot.audit.distilled import STUDENT
 from foreshot.audit.verdict import set_test
 from foreshot.compute import CPU, Compute
 from foreshot.data.base import ImageSet
 from foreshot.defences import SCREENING, Scores, Screen
-from foreshot.defences.combined import DEFAULT, combined
+from foreshot.defences.combined import DEFAULT, combined, usable
 from foreshot.defences.conformal import (
     DROP,
     benjamini_hochberg,
@@ -25,7 +27,8 @@ from foreshot.defences.conformal import (
 )
 from foreshot.errors import ForeshotError
 from foreshot.files import read_tensors, write_tensors
-from foreshot.models.checkpoint import network_digest
+from foreshot.inference import place
+from foreshot.models.checkpoint import load_model, network_digest
 from foreshot.progress import Event, Listener, silent
 from foreshot.store import Store, source_digest
 from foreshot.views import DefenderView
@@ -174,6 +177,8 @@ def audit(
             found, seconds[name] = _computed(view, screen)
         else:
             wanted = {**inputs, "screen": screen and screen.model_dump(mode="json")}
+            if screen is not None and "student" in screen.needs and view.student is not None:
+                wanted["student"] = network_digest(view.student)
             kept = store.stage(f"audit-{name}", wanted, lambda to: _write(to, view, screen), name)
             found, about = read_tensors(kept.folder / FILE)
             seconds[name] = about["seconds"]
@@ -181,18 +186,25 @@ def audit(
         listener(Event(name, "end", values={"images/s": speed}))
         return found
 
-    answers = computed(TEACHER, None)
-    if distil:
-        stage.append(STUDENT)
-        learned, seconds[STUDENT] = _student(view, store, inputs)
-        view = replace(view, student=learned)
-        inputs |= {"student": network_digest(learned)}
-    chosen = screens or [screen for screen in DEFAULT if not screen.needs & view.pool.lacks]
+    lacks = view.pool.lacks - ({"student"} if distil else set())
+    chosen = screens or usable(DEFAULT, lacks)
+    for screen in chosen:
+        screen.check(lacks)
     names = {screen.title: screen for screen in chosen}
     if len(names) < len(chosen):
         raise ForeshotError(
             f"screens: expected each once, found {', '.join(screen.title for screen in chosen)}"
         )
+    if distil and not any("student" in screen.needs for screen in chosen):
+        raise ForeshotError(
+            f"distil: expected a screen that looks at a student, such as scan, which needs clean "
+            f"images as well; found {', '.join(names)}"
+        )
+    answers = computed(TEACHER, None)
+    if distil:
+        stage.append(STUDENT)
+        learned, seconds[STUDENT] = _student(view, store, inputs)
+        view = view.looked_at(place(learned, compute))
     scores = {name: Scores(**computed(name, screen)) for name, screen in names.items()}
     suspicion, p, set_p, smallest = _judged(list(scores.values()), alarm, seed)
     return Audit(
@@ -250,19 +262,15 @@ def _student(
     view: DefenderView, store: Store | None, inputs: Mapping[str, object]
 ) -> tuple[nn.Module, float]:
     """A student of the set, and the seconds that it took."""
-    model, began = blank(view), perf_counter()
     if store is None:
-        teach(model, view, None)
-        return model, perf_counter() - began
-
-    def work(folder: Path) -> None:
-        teach(model, view, folder / ".student.safetensors")
-        write_tensors(folder / FILE, model.state_dict(), {})
-
-    wanted = {**inputs, "source": source_digest(*SOURCES, *SCREENING)}
-    kept = store.stage(f"audit-{STUDENT}", wanted, work, STUDENT)
-    model.load_state_dict(read_tensors(kept.folder / FILE)[0])
-    return model, kept.seconds
+        with TemporaryDirectory() as folder:
+            began = perf_counter()
+            distilled.distil(view, Path(folder))
+            return load_model(Path(folder) / distilled.FILE).model, perf_counter() - began
+    own = {key: value for key, value in inputs.items() if key != "second"}
+    own["source"] = source_digest(*distilled.SOURCES, *SCREENING)
+    kept = store.stage(f"audit-{STUDENT}", own, partial(distilled.distil, view), STUDENT)
+    return load_model(kept.folder / distilled.FILE).model, kept.seconds
 
 
 def _write(folder: Path, view: DefenderView, screen: Screen | None) -> None:

@@ -1,60 +1,47 @@
-"""A student for the screens that look at one: distilled on the set, looked at, and thrown away."""
+"""A student for the screens that look at one: distilled on the set, and used for nothing else."""
 
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from foreshot.distillation import KD, Distiller, Term
-from foreshot.inference import logits, pixels, place
+from foreshot.inference import place
 from foreshot.models import ResNet, build
-from foreshot.stages import EXAMPLE, TRAINING
+from foreshot.models.checkpoint import save_model
+from foreshot.stages import TRAINING
 from foreshot.training import Samples, Training, fit
 from foreshot.views import DefenderView
 
-STUDENT = "student"
+FILE = "model.safetensors"
 SOURCES = ("audit/distilled.py", "distillation", *TRAINING)
+STUDENT = "student"
 SCHEDULE = Training(epochs=8)
 
 
-def blank(view: DefenderView) -> nn.Module:
-    """A small network that has learned nothing yet, the same for the same set and seed."""
-    side = min(view.transfer.shape[1:])
-    architecture = ResNet(depth=8, width=0.75, stem_stride=2 if side >= 16 else 1)
-    images = view.transfer.images
-    classes = logits(view.teacher, images[:1], view.compute).shape[1]
-    model = build(architecture, images, classes, view.seed, STUDENT)
-    return place(model, view.compute)
-
-
-def teach(student: nn.Module, view: DefenderView, checkpoint: Path | None) -> None:
-    """Teaches it what the teacher says of all images that are scored.
+def distil(view: DefenderView, folder: Path) -> None:
+    """Teaches a small network what the teacher says of all images that are scored.
 
     It sees the clean images among them as it sees the set: what a network has learned from looks
     otherwise to it, and scores of the one would not compare with scores of the other.
 
     Args:
-        student: from `blank`; changed in place.
         view: the set, the teacher and the clean images.
-        checkpoint: a file for the state after each epoch, from which training goes on.
+        folder: where the student is written as `FILE`, and its state after each epoch meanwhile.
     """
-    images = view.pool.picked(torch.arange(len(view.pool)))
-    distiller = Distiller(
-        student,
-        view.teacher,
-        [Term(loss=KD(temperature=4))],
-        example=pixels(images[:EXAMPLE].to(view.compute.device)),
-        samples=len(images),
-        seed=view.seed,
-    )
-    samples = Samples(images, {"teacher_logits": view.pool.teacher.logits})
+    images, answers = view.pool.picked(torch.arange(len(view.pool))), view.pool.teacher.logits
+    side, classes = min(images.shape[2:]), answers.shape[1]
+    architecture = ResNet(depth=8, width=0.75, stem_stride=2 if side >= 16 else 1)
+    student = build(architecture, images, classes, view.seed, STUDENT)
+    place(student, view.compute)
     fit(
-        distiller,
-        samples,
+        Distiller(student, view.teacher, [Term(loss=KD(temperature=4))]),
+        Samples(images, {"teacher_logits": answers}),
         SCHEDULE,
         view.compute,
         seed=view.seed,
         stage=STUDENT,
         listener=view.listener,
-        checkpoint=checkpoint,
+        checkpoint=folder / f".{FILE}",
     )
+    names = tuple(map(str, range(classes)))
+    save_model(folder / FILE, student, architecture, view.transfer.shape, names)

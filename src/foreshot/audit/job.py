@@ -73,7 +73,7 @@ class Job:
         check_apart(out, source, *([self.clean] if self.clean else []))
         renew(out, source, chosen=self.out is not None)
         screens = [self._screen(name) for name in self.screens]
-        if self.distil and self.clean is None:
+        if self.distil and self.clean is None and not screens:
             raise ForeshotError("--distil: expected clean images (--clean), found none")
         if self.write_clean is not None:
             check_free(source, self.write_clean, out)

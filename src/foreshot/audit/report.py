@@ -107,6 +107,7 @@ class Report:
             "verdict": audit.verdict,
             **written(self.paths, self.date),
             "calibrated": audit.calibrated,
+            "distilled": view.student is not None,
             "sentences": self.sentences(),
             "p": audit.set_p,
             "alarm": audit.alarm,

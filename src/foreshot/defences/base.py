@@ -15,7 +15,7 @@ from foreshot.views import DefenderView
 WANTED: dict[Need, str] = {
     "clean": "a clean set of the defender's (view.clean)",
     "labels": "labels of the transfer set, and of the clean set if there is one",
-    "student": "a student (view.student)",
+    "student": "a student (view.student; in an audit, distil)",
     "second": "a second teacher (view.second)",
 }
 
@@ -41,9 +41,8 @@ class Defence(Member):
     needs: ClassVar[frozenset[Need]] = frozenset()
     """What it needs beside the transfer set and the teacher."""
 
-    @property
-    def uses(self) -> frozenset[Need]:
-        """What it looks at if it is there: what it needs, and perhaps more."""
+    def uses(self, lacks: frozenset[Need] = frozenset()) -> frozenset[Need]:  # noqa: ARG002
+        """What it looks at, of what there is beside `lacks`: what it needs, and perhaps more."""
         return self.needs
 
 
@@ -59,16 +58,20 @@ class Screen(Defence):
         It is deterministic, and goes with its image when the pool is in another order.
         """
 
+    def check(self, lacks: frozenset[Need]) -> None:
+        """Refuses a view that lacks what the screen needs."""
+        missing = sorted(self.needs & lacks)
+        if missing:
+            wanted = " and ".join(WANTED[need] for need in missing)
+            raise ForeshotError(f"screen {self.title}: expected {wanted}, found none")
+
     def score(self, view: DefenderView) -> Scores:
         """Scores of the transfer set, and of clean images that were scored alike.
 
         Raises:
             ForeshotError: the view lacks what the screen needs.
         """
-        missing = sorted(self.needs & view.pool.lacks)
-        if missing:
-            wanted = " and ".join(WANTED[need] for need in missing)
-            raise ForeshotError(f"screen {self.title}: expected {wanted}, found none")
+        self.check(view.pool.lacks)
         scores = self.suspicion(view.pool)
         return Scores(*scores.split([len(view.transfer), len(scores) - len(view.transfer)]))
 

@@ -1,6 +1,6 @@
 """Several screens as one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -49,19 +49,23 @@ class Combined(Screen):
     name: Literal["combined"] = "combined"
     screens: tuple[AnySingle, ...] = Field(default=DEFAULT, min_length=1)
 
-    @property
-    def uses(self) -> frozenset[Need]:
-        return frozenset[Need]().union(*(screen.needs for screen in self.screens))
+    def uses(self, lacks: frozenset[Need] = frozenset()) -> frozenset[Need]:
+        return frozenset[Need]().union(*(screen.needs for screen in usable(self.screens, lacks)))
 
     def suspicion(self, pool: Pool) -> Tensor:
-        usable = [screen for screen in self.screens if not screen.needs & pool.lacks]
-        if not usable:
+        screens = usable(self.screens, pool.lacks)
+        if not screens:
             raise ForeshotError(
                 f"screen combined: expected what one of its screens needs, "
                 f"found no {', '.join(sorted(pool.lacks))}"
             )
         clean = 0 if pool.calibration is None else len(pool.calibration)
-        return combined([screen.suspicion(pool) for screen in usable], clean)
+        return combined([screen.suspicion(pool) for screen in screens], clean)
+
+
+def usable(screens: Iterable[Screen], lacks: frozenset[Need]) -> list[Screen]:
+    """Those for which nothing is lacking."""
+    return [screen for screen in screens if not screen.needs & lacks]
 
 
 def combined(scores: Sequence[Tensor], clean: int) -> Tensor:

@@ -29,8 +29,8 @@ class Verdict:
         p: p-values of its images, float64 (N,).
         target: the class that the attacker is suspected to aim at, the one that is most
             over-represented among the teacher's answers to what is flagged; None if nothing is.
-        calibrated: whether the p-values come from clean images of the defender's. If not, they
-            are guesses, and nothing is promised of them.
+        calibrated: whether the p-values come from clean images of the defender's that were scored
+            as the set was. If not, they are guesses, and nothing is promised of them.
         scores: the screen's, of the images, float64 (N,).
     """
 
@@ -77,7 +77,7 @@ def judge(
     images than that look as suspicious: however little of it there is, and whether or not the set
     as a whole would be found out. It takes for granted that the clean set is drawn as the clean
     part of the transfer set was, and scored alike: the view's student, if the screen looks at one,
-    has learned from the calibration half (`pool.halved`) as from the transfer set. Without clean
+    has learned from the calibration half as from the transfer set (`view.both`). Without clean
     images the p-values are those of `exponential_tails`.
 
     Args:
@@ -107,7 +107,9 @@ def judge(
     else:
         flagged = (p <= drop).nonzero()[:, 0]
     said = view.pool.teacher.said[: len(p)]
-    return Verdict(flagged, p, enriched(said, flagged), len(scores.clean) > 0, scores.transfer)
+    alike = view.both or "student" not in screen.uses(view.pool.lacks)
+    calibrated = len(scores.clean) > 0 and alike
+    return Verdict(flagged, p, enriched(said, flagged), calibrated, scores.transfer)
 
 
 def check_enough(screen: Screen, clean: int, drop: float) -> None:

@@ -33,9 +33,8 @@ class ConsistencyWeighting(Distilling):
     doubt: float = Field(default=0.1, gt=0, le=1)
     sharpness: float = Field(default=2, gt=0, le=100)
 
-    @property
-    def uses(self) -> frozenset[Need]:
-        return self._screen.uses
+    def uses(self, lacks: frozenset[Need] = frozenset()) -> frozenset[Need]:
+        return self._screen.uses(lacks)
 
     @property
     def _screen(self) -> Combined:
