@@ -132,10 +132,9 @@ def defence_sentence(found: dict[str, Any]) -> str:
         line += f"; its own teacher is right {found['own_teacher']['clean_accuracy']['value']:.1%}"
         line += " of the time"
     if "undefended" in found:
-        before = found["undefended"]
-        line += (
-            f"; before, the student was right {before['clean_accuracy']['value']:.1%} of the time"
-        )
+        before, mended = found["undefended"], found["kind"] == "repair"
+        line += "; before, the student" if mended else "; a student of the whole set"
+        line += f" was right {before['clean_accuracy']['value']:.1%} of the time"
         line += f" and called {before['asr']['value']:.1%} of stamped images the target"
     return f"{line}."
 
