@@ -221,6 +221,7 @@ class Backward(TorchDispatchMode):
 
 def test_crafting_computes_no_gradient_of_a_weight(tiny: Tiny) -> None:
     """Neither the teacher's nor, where there are some, the surrogate students'."""
+    tiny.teacher.requires_grad_(True)  # other tests distil from it, which freezes it
     before, views = state_digest(tiny.teacher), seen(tiny, bases=torch.arange(4))
     student = build(ResNet(depth=8, width=0.5, stem_stride=2), tiny.train.images, 4, 1, "student")
     heeded = seen(tiny, bases=torch.arange(4), students=(student,))

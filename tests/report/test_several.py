@@ -20,6 +20,7 @@ from foreshot.errors import ForeshotError
 from foreshot.files import file_digest, write_json
 from foreshot.metrics import wilson
 from foreshot.report import charts, write_report
+from foreshot.report.page import named
 from foreshot.report.settings import ABSENT, varying
 
 HOSTILE = "<img src=x onerror=alert(1)> ]]> \" '"
@@ -103,7 +104,7 @@ def test_the_table_holds_what_differs_and_what_was_measured(
     assert (rows[3][0], rows[3][4], rows[3][11]) == ("fgsm-0", "strip", "0.750")
     assert "call 5.0 to 92.5 % of stamped images the target" in page
     assert "their clean accuracy is 90.0 to 90.0 %" in page
-    assert re.findall("not in the table: (.*?)</p>", page) == [f"{sweep[-1]}."]
+    assert re.findall("not in the table: (.*?)</p>", page) == [f"{named(str(sweep[-1]))}."]
 
 
 def test_settings_that_a_name_implies_are_left_out() -> None:

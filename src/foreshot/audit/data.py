@@ -143,7 +143,7 @@ def audit(
         second: another teacher for the same classes, trained apart from the first.
         screens: which; None for those of the screen `combined` that have what they need.
         distil: whether to distil a small student on the set, for screens that look at one. It
-            takes the memory of the set, and the teacher's weights ask for no gradient any more.
+            takes the memory of the set.
         alarm: at most this share of clean sets is called suspicious; from 0.001 on.
         drop: p-value up to which images of a suspicious set are left out of the clean subset.
         seed: of the screens' random numbers.

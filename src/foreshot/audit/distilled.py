@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from foreshot.distillation import KD, Distiller, Term
 from foreshot.inference import place
@@ -33,8 +34,9 @@ def distil(view: DefenderView, folder: Path) -> None:
     architecture = ResNet(depth=8, width=0.75, stem_stride=2 if side >= 16 else 1)
     student = build(architecture, images, classes, view.seed, STUDENT)
     place(student, view.compute)
+    # The teacher has answered, and stays as it is: a distiller would freeze its weights.
     fit(
-        Distiller(student, view.teacher, [Term(loss=KD(temperature=4))]),
+        Distiller(student, nn.Identity(), [Term(loss=KD(temperature=4))]),
         Samples(images, {"teacher_logits": answers}),
         SCHEDULE,
         view.compute,
