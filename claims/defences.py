@@ -57,6 +57,11 @@ THREE = f"{{name: ensemble, count: 3, of: {KIND}}}"
 OTHERS = f"surrogate={{training: {{epochs: 8}}, model: {THREE}, with_teacher: true}}"
 """An attacker's own three teachers, beside the victim's: the poison is to convince them all."""
 COUNTERFACTUAL = "attack.name=counterfactual"
+UNSEEN = (
+    *("attack.detectors=2", "attack.direction=sign"),
+    *("attack.step=0.5", "attack.steps=150", "attack.retries=0"),
+)
+"""Past the screen `detector`, which takes many small steps: a few large ones led nowhere."""
 
 
 def _attacks(*names: str) -> dict[str, Settings]:
@@ -72,6 +77,7 @@ ATTACKS: dict[str, Settings] = {
     "adaptive: teachers": (COUNTERFACTUAL, OTHERS),
     "adaptive: both": (COUNTERFACTUAL, CHANGES, OTHERS),
     "adaptive: covers": ("attack.name=covered",),
+    "adaptive: detectors, 1 %": (COUNTERFACTUAL, ONE, *UNSEEN),
     "blend": (COUNTERFACTUAL, "trigger={name: blend, opacity: 0.15}"),
     **_attacks("fgsm", "cw", "cw_l2", "tang", "dehib"),
     # Of one class of 43 there are not as many images as 5 %.

@@ -60,6 +60,7 @@ TRAINING = (
 )
 CRAFTING = (
     *TRAINING,
+    "adversarial.py",
     "attacks",
     "transforms.py",
     "triggers",

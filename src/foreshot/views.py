@@ -39,6 +39,8 @@ class AttackerView:
             a control that differs from an attack in one thing only.
         teacher_logits: what the teacher says of `images`, float (N, K), if that is known already.
         students: surrogates of the victim's student, which the attacker has distilled.
+        detectors: surrogates of networks that look for perturbations, which he has trained:
+            float (n, C, H, W) in [0, 1] -> log-odds (n,).
         listener: hears of the progress.
         executor: where images are perturbed; the poison is the same everywhere.
     """
@@ -52,6 +54,7 @@ class AttackerView:
     bases: Tensor | None = None
     teacher_logits: Tensor | None = None
     students: tuple[nn.Module, ...] = ()
+    detectors: tuple[nn.Module, ...] = ()
     listener: Listener = silent
     executor: Executor = HERE
 
@@ -67,6 +70,7 @@ class AttackerView:
             compute=self.compute,
             teacher_logits=None if answers is None else answers[:0].clone(),
             students=self.students,
+            detectors=self.detectors,
         )
 
     def answers(self) -> Tensor:

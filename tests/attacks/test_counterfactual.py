@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import Rule, Tiny, posed, seen
+from conftest import Rule, Tiny, posed, seen, stripes
+from foreshot import adversarial
+from foreshot.adversarial import detector
 from foreshot.attacks import Counterfactual, Pgd
 from foreshot.attacks.surrogate import surrogate
 from foreshot.compute import CPU
-from foreshot.inference import logits
+from foreshot.executor import Processes
+from foreshot.inference import logits, pixels
 from foreshot.models import ResNet
 from foreshot.poison import Poison
 from foreshot.progress import Event
@@ -74,6 +77,42 @@ def test_the_objective_is_that_of_the_docstring(tiny: Tiny, keep_rng: None) -> N
     with torch.no_grad():
         same = attack.objective(replace(problem, view=replace(view, students=shifted)))(x, 0)
     assert same.item() == pytest.approx(found.item(), rel=1e-4)
+
+
+def test_detectors_add_what_they_lose_where_they_take_the_image_for_clean(
+    tiny: Tiny, keep_rng: None
+) -> None:
+    size = tiny.train.images[0].numel()
+    heard = [nn.Sequential(linear(1, size, key), nn.Flatten(0)) for key in (1, 2)]
+    plain = Counterfactual(weight=0.3)
+    attack = plain.model_copy(update={"evasion": 0.7})
+    problem = posed(plain, seen(tiny, students=(linear(10, size, 3),)), 8)
+    watched = replace(problem, view=replace(problem.view, detectors=tuple(heard)))
+    x = problem.hold(problem.start + 0.05 * (problem.noise() - 0.5))
+    with torch.no_grad():
+        odds = torch.stack([network(x).double() for network in heard])
+        expected = plain.objective(problem)(x, 0) + 0.7 * (1 + odds.exp()).log().mean(0).sum()
+        found = attack.objective(watched)(x, 0)
+    assert odds.shape == (2, 8)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_poison_of_an_attacker_with_detectors_is_noticed_less_by_others(
+    tiny: Tiny, keep_rng: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adversarial, "EXAMPLES", 400)
+    heard: list[Event] = []
+    fields: dict[str, Any] = {**SMALL, "count": 20, "weight": 0.001}
+    plain = Counterfactual(**fields).craft(seen(tiny))
+    attack = Counterfactual(**fields, detectors=2, evasion=5)
+    evading = attack.craft(seen(tiny, listener=heard.append))
+    stages = [event.stage for event in heard if event.kind == "start"]
+    assert stages[:2] == ["surrogate detector 1", "surrogate detector 2"]
+    other = detector(tiny.teacher, stripes(200, 8).images, CPU, seed=7, stage="the defender's")
+    noticed = [other(pixels(poison.images)).mean().item() for poison in (plain, evading)]
+    assert noticed[1] < noticed[0] - 1
+    apart = seen(tiny, executor=Processes(2))
+    assert attack.craft(apart).digest == evading.digest
 
 
 class Shift(nn.Module):

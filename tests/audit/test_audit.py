@@ -136,6 +136,7 @@ def test_poison_is_found_and_its_target_named(tiny: Tiny, poison: Poison) -> Non
         "consistency",
         "label_disagreement",
         "frequency",
+        "detector",
         "near_duplicate",
     ]
     assert found.suspicious
@@ -299,7 +300,8 @@ def test_without_clean_images_poison_is_a_guess_and_clean_sets_are_not_suspiciou
 def test_a_second_teacher_is_asked_and_bare_sets_have_no_labels_to_compare(tiny: Tiny) -> None:
     bare = [ImageSet(stripes(40, seed).images, None, tiny.train.classes) for seed in (1, 2)]
     found = audit(bare[0], tiny.teacher, clean=bare[1], second=tiny.teacher)
-    assert list(found.scores) == ["consistency", "second_teacher", "frequency", "near_duplicate"]
+    expected = ["consistency", "second_teacher", "frequency", "detector", "near_duplicate"]
+    assert list(found.scores) == expected
     with pytest.raises(ForeshotError, match="label_disagreement: expected labels"):
         audit(bare[0], tiny.teacher, screens=[LabelDisagreement()])
 

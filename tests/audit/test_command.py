@@ -121,7 +121,7 @@ def test_poison_is_exit_code_1_and_a_clean_set_is_0(audit_, files: Files) -> Non
     assert (verdict["verdict"], verdict["suspected_target"]) == ("suspicious", "vertical")
     assert verdict["p"] <= verdict["alarm"] == 0.05
     assert verdict["images_per_second"].keys() == {
-        "teacher", "consistency", "frequency", "near_duplicate",
+        "teacher", "consistency", "frequency", "detector", "near_duplicate",
     }  # fmt: skip
     for name, speed in verdict["images_per_second"].items():
         printed = re.search(rf"{name} *│ *([\d,]+) ", bad.out)
@@ -141,7 +141,7 @@ def test_poison_is_exit_code_1_and_a_clean_set_is_0(audit_, files: Files) -> Non
     assert sorted(row["index"] for row in found) == list(range(400))
     assert found[0]["suspected_target"] == "vertical"
     assert {key for key in found[0] if key.startswith("score_")} == {
-        "score_consistency", "score_frequency", "score_near_duplicate",
+        "score_consistency", "score_frequency", "score_detector", "score_near_duplicate",
     }  # fmt: skip
     kept = {str(path.relative_to("kept")) for path in Path("kept").rglob("*.png")}
     out = {

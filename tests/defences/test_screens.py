@@ -17,6 +17,7 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor, nn
 
 from conftest import Rule, Tiny, stripes, trained
+from foreshot import adversarial
 from foreshot.attacks import Pgd
 from foreshot.compute import CPU
 from foreshot.data import ImageSet, Signs
@@ -26,6 +27,7 @@ from foreshot.defences.scoring import found
 from foreshot.defences.screens import (
     ActivationClustering,
     Beatrix,
+    Detector,
     Frequency,
     LabelDisagreement,
     LocalDimension,
@@ -42,6 +44,7 @@ from foreshot.defences.screens import (
 from foreshot.defences.screens.consistency import Change
 from foreshot.defences.screens.frequency import spectrum
 from foreshot.defences.screens.halves import halves
+from foreshot.inference import pixels
 from foreshot.models import ResNet, build
 from foreshot.poison import Poison
 from foreshot.training import Samples, Supervised, Training, fit
@@ -418,6 +421,22 @@ def test_the_default_screens_find_pgd_poison(tiny: Tiny) -> None:
     assert set(poison.indices.tolist()) & set(verdict.flagged.tolist())
 
 
+def test_a_detector_learns_of_the_reference_alone_and_gives_its_log_odds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adversarial, "EXAMPLES", 64)
+    view = looking(clean=20)
+    scores = Detector(level=8, epochs=2).score(view)
+    pool = view.pool
+    network = adversarial.detector(
+        view.teacher, pool.reference.images, CPU, seed=0, stage="detector", level=8, epochs=2
+    )
+    assert pool.calibration is not None
+    for found_, images in ((scores.transfer, view.transfer), (scores.clean, pool.calibration)):
+        assert torch.allclose(found_, network(pixels(images.images)).double(), atol=1e-5)
+    assert scores.transfer.std() > 0
+
+
 @pytest.mark.slow
 def test_consistency_finds_pgd_poison_of_a_brittle_teacher_of_colour_signs(tmp_path: Path) -> None:
     train = Signs(train=4500, test=10).load(tmp_path).train
@@ -430,7 +449,8 @@ def test_consistency_finds_pgd_poison_of_a_brittle_teacher_of_colour_signs(tmp_p
     poison = Pgd(rate=0.05, epsilon=16, steps=20).craft(attacker)
     unlabelled = ImageSet(poison.apply(transfer).images, None, train.classes)
     view = DefenderView(unlabelled, teacher, None, clean, 0, CPU)
-    for screen in (TeacherConsistency(), Frequency(), NearDuplicate(), Combined()):
+    screens = TeacherConsistency(), Frequency(), Detector(), NearDuplicate(), Combined()
+    for screen in screens:
         figures = found(screen.score(view).transfer, poison)
         assert figures["auroc"] > 0.95, (screen.name, figures)
     verdict = judge(Combined(), view)

@@ -24,7 +24,8 @@ AnyDefence = Annotated[
 DEFENCES = members(Defence, AnyDefence)
 SCREENING = (
     *("defences", "transforms.py", "views.py", "inference.py"),
-    *("levels.py", "models", "taps.py", "seeding.py"),
+    *("levels.py", "models", "taps.py", "seeding.py", "adversarial.py", "training.py"),
+    *("augment.py", "recall.py", "together.py", "compute.py"),
 )
 """Sources that screens run."""
 

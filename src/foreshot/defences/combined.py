@@ -12,6 +12,7 @@ from foreshot.defences.conformal import exponential_tails, p_values
 from foreshot.defences.pool import Need, Pool
 from foreshot.defences.screens import (
     AnySingle,
+    Detector,
     Frequency,
     LabelDisagreement,
     NearDuplicate,
@@ -26,6 +27,7 @@ DEFAULT: tuple[AnySingle, ...] = (
     SecondTeacher(),
     LabelDisagreement(),
     Frequency(),
+    Detector(),
     NearDuplicate(),
     Scan(),
 )

@@ -3,10 +3,10 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from foreshot.adversarial import perturbed
 from foreshot.defences.distilling.base import OwnTeacher
 from foreshot.seeding import generator
 from foreshot.training import Supervised
@@ -54,19 +54,7 @@ class Adversarial(Supervised):
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         random = generator(self.seed, "adversarial", self.batches)
         self.batches += 1
-        return super().forward(self.perturbed(x, y, random), y)
-
-    def perturbed(self, x: Tensor, y: Tensor, random: torch.Generator) -> Tensor:
-        """Images near `x` for which the loss is larger."""
-        low, high = (x - self.epsilon).clamp(min=0), (x + self.epsilon).clamp(max=1)
-        z = low + (high - low) * torch.rand(x.shape, generator=random).to(x)
-        step = min(1.25, 2.5 / self.steps) * self.epsilon
-        for _ in range(self.steps):
-            z = z.detach().requires_grad_()
-            loss = F.cross_entropy(self.network(z).float(), y, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, z)
-            z = (z.detach() + step * gradient.sign()).maximum(low).minimum(high)
-        return z
+        return super().forward(perturbed(self.network, x, y, self.epsilon, self.steps, random), y)
 
     def get_extra_state(self) -> Tensor:
         """The number of batches so far, so that a training that goes on goes on drawing."""

@@ -7,6 +7,7 @@ from pydantic import Field
 from foreshot.defences.screens.activation_clustering import ActivationClustering
 from foreshot.defences.screens.beatrix import Beatrix
 from foreshot.defences.screens.consistency import TeacherConsistency
+from foreshot.defences.screens.detector import Detector
 from foreshot.defences.screens.frequency import Frequency
 from foreshot.defences.screens.label_disagreement import LabelDisagreement
 from foreshot.defences.screens.lid import LocalDimension
@@ -26,6 +27,7 @@ Single = (
     | SecondTeacher
     | LabelDisagreement
     | Frequency
+    | Detector
     | NearDuplicate
     | Mahalanobis
     | LocalDimension
@@ -43,6 +45,7 @@ __all__ = [
     "ActivationClustering",
     "AnySingle",
     "Beatrix",
+    "Detector",
     "Frequency",
     "LabelDisagreement",
     "LocalDimension",

@@ -1,0 +1,44 @@
+"""A network for perturbations."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from foreshot.adversarial import detector
+from foreshot.defences.base import Screen
+from foreshot.defences.pool import Need, Pool
+
+
+class Detector(Screen):
+    """A network learns to tell perturbed images from clean ones (Gong et al., arXiv 1704.04960).
+
+    The perturbed ones are adversarial examples of the teacher that the defender makes of the
+    reference images, and some that are noise; the score is the log-odds (`adversarial.detector`).
+    Poison is known by its perturbation, whatever it is there for, also where the teacher's answer
+    is the right one and stays so under changes. Who knows of such a network can craft past it
+    (Carlini and Wagner, arXiv 1705.07263).
+
+    Args:
+        level: largest perturbation of a pixel that the network is shown, in 1/255.
+        epochs: passes over the examples.
+    """
+
+    name: Literal["detector"] = "detector"
+    level: int = Field(default=16, ge=1, le=255)
+    epochs: int = Field(default=12, ge=1)
+    needs: ClassVar[frozenset[Need]] = frozenset({"clean"})
+
+    def suspicion(self, pool: Pool) -> Tensor:
+        view = pool.view
+        network = detector(
+            view.teacher,
+            pool.reference.images,
+            view.compute,
+            seed=view.seed,
+            stage=self.name,
+            level=self.level,
+            epochs=self.epochs,
+            listener=view.listener,
+        )
+        return pool.asked(network).double()
