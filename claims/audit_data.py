@@ -32,6 +32,7 @@ from foreshot.compute import Compute, compute
 from foreshot.config import load_config
 from foreshot.data import ImageSet
 from foreshot.data.signs import render
+from foreshot.defences import SCREENING
 from foreshot.errors import ForeshotError
 from foreshot.files import write_json
 from foreshot.levels import to_float, to_uint8
@@ -39,7 +40,7 @@ from foreshot.metrics import wilson
 from foreshot.progress import plain
 from foreshot.record import environment
 from foreshot.seeding import generator
-from foreshot.stages import TRAINING, Stages
+from foreshot.stages import Stages
 from foreshot.store import Store, home, source_digest
 from foreshot.transforms import Transform, transform
 
@@ -49,8 +50,8 @@ SEEDS = (0, 1, 2)
 IMAGES, CLEAN = 2000, 500
 ALARM = 0.05
 SOURCE = (
-    *(*TRAINING, "audit/data.py", "audit/verdict.py", "audit/distilled.py", "distillation"),
-    *("defences", "transforms.py", "data"),
+    *(*SCREENING, "audit/data.py", "audit/verdict.py", "audit/distilled.py", "distillation"),
+    "data",
 )
 """What the numbers depend on: a set is audited anew by another source."""
 KINDS: dict[str, tuple[Transform, ...]] = {

@@ -105,13 +105,27 @@ DISTILLED = ("combined", "consistency", "second_teacher")
 """Screens on whose result a student is distilled: the ones that an engineer would switch on."""
 NEEDS_LABELS = ("label_disagreement",)
 """Not in the matrix: an attack that changes images alone leaves the labels right."""
-RULES = {"drop 0.02": "defender.drop=0.02", "level 0.2": "defender.level=0.2"}
+RULES: dict[str, Settings] = {
+    "drop 0.02": ("defender.drop=0.02",),
+    "level 0.2": ("defender.level=0.2",),
+}
 """Other rules than the default by which those screens remove images: behind their name, in rows of
 their own."""
+SCREENS_BEFORE = (
+    *("consistency", "second_teacher", "label_disagreement", "frequency", "near_duplicate"),
+    "scan",
+)
+LESS = f"defence.screens=[{', '.join(f'{{name: {name}}}' for name in SCREENS_BEFORE)}]"
+WITHOUT_DETECTOR: dict[str, Settings] = {
+    "without detector": (LESS,),
+    "without detector, drop 0.02": (LESS, "defender.drop=0.02"),
+}
+"""What `combined` was before `detector` was among its screens."""
 ROWS = (
     UNDEFENDED,
     *(name for name in DEFENCES if name not in NEEDS_LABELS),
     *(f"{name}, {rule}" for rule in RULES for name in DISTILLED),
+    *(f"combined, {rule}" for rule in WITHOUT_DETECTOR),
 )
 
 
@@ -123,7 +137,7 @@ def config_of(preset: str, attack: str, defence: str, seed: int) -> Config:
 def settings_of(preset: str, attack: str, defence: str, seed: int) -> list[str]:
     """What a cell sets over its preset."""
     name, _, rule = (WITHOUT if defence == UNDEFENDED else defence).partition(", ")
-    kinds, rules = SETTINGS[preset], [RULES[rule]] if rule else []
+    kinds, rules = SETTINGS[preset], (RULES | WITHOUT_DETECTOR)[rule] if rule else ()
     own = kinds.get(DEFENCES[name].kind, kinds[""])
     return [*own, *rules, *ATTACKS[attack], f"defence.name={name}", f"seed={seed}"]
 

@@ -28,6 +28,7 @@ from foreshot.triggers import Patch
 from foreshot.views import AttackerView
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start: two test processes have two cores
 os.environ.pop("FORESHOT_REMOTE", None)  # the tests share nothing
 DIGITS = """
 precision: float32

@@ -1,5 +1,7 @@
 """Adversarial examples, and the network that tells them from clean images."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from foreshot import adversarial
 from foreshot.adversarial import BATCH, BLIND, EXAMPLES, detector, examples, perturbed
 from foreshot.compute import CPU
 from foreshot.inference import pixels
+from foreshot.models.checkpoint import state_digest
 from foreshot.seeding import generator
 
 
@@ -113,6 +116,28 @@ def test_a_detector_tells_perturbed_images_that_it_has_not_seen(tiny: Tiny) -> N
     assert torch.allclose(odds[: len(x)].sigmoid(), said, atol=1e-6)
     guilty = torch.arange(len(odds)) >= len(x)
     assert roc_auc_score(guilty.numpy(), odds.numpy()) > 0.95
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_teacher_stays_as_it_is_and_may_change_what_it_is_given(
+    tiny: Tiny, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Rude(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.of = deepcopy(tiny.teacher)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.of(x.mul_(0.5).add_(0.25))
+
+    monkeypatch.setattr(adversarial, "EXAMPLES", 64)
+    teacher = Rude().train(training)
+    before = state_digest(teacher)
+    with torch.no_grad():
+        detector(teacher, stripes(20, 7).images, CPU, seed=0, stage="d", epochs=1)
+    assert state_digest(teacher) == before
+    assert all(module.training == training for module in teacher.modules())
+    assert all(weight.requires_grad and weight.grad is None for weight in teacher.parameters())
 
 
 def test_a_detector_is_the_same_again_and_another_of_another_seed(

@@ -56,7 +56,9 @@ def gpu_of_two(places: tuple[Path, Path]) -> str | None:
 def linger(places: tuple[Path, Path]) -> None:
     """Comes to its place, and never leaves; unless it is the second, and the first is there."""
     mine, _ = places
-    mine.write_text(str(os.getpid()))
+    beside = mine.with_suffix(".part")
+    beside.write_text(str(os.getpid()))
+    beside.rename(mine)  # whoever sees it finds all of it
     if mine.name == "second":
         meet(places)
     else:

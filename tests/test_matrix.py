@@ -8,6 +8,7 @@ import pytest
 
 from foreshot.compute import compute
 from foreshot.config import Config
+from foreshot.defences import Combined
 from foreshot.experiment import run as run_experiment
 from foreshot.files import read_json
 from foreshot.store import Store
@@ -24,7 +25,10 @@ def test_a_cell_is_what_its_names_say(preset: str) -> None:
             name, _, rule = defence.partition(", ")
             expected = defences.WITHOUT if defence == defences.UNDEFENDED else name
             assert config.defender.level == (0.2 if rule == "level 0.2" else None)
-            assert config.defender.drop == (0.02 if rule == "drop 0.02" else 0.05)
+            assert config.defender.drop == (0.02 if rule.endswith("drop 0.02") else 0.05)
+            if isinstance(config.defence, Combined):
+                has = any(screen.name == "detector" for screen in config.defence.screens)
+                assert has != rule.startswith("without detector")
             assert (config.defence.name, config.seed) == (expected, 3)
             assert config.attack.rate == (0.01 if "1 %" in attack else 0.05)
             if attack in ("fgsm", "pgd", "cw"):

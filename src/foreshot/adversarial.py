@@ -21,9 +21,9 @@ EXAMPLES = 2000
 """Pairs of an image and what was made of it that a detector learns from, however many images there
 are: of few, more is made of each."""
 BLIND = 4
-"""One example in so many is perturbed without the teacher. On fashion-mnist-10k a detector that had
-seen no others took poison for cleaner than clean images, and one that had seen none of them found
-far less of it."""
+"""One batch of examples in so many is perturbed without the teacher. On fashion-mnist-10k, a
+detector that had seen no others took poison for cleaner than clean images, and one that had seen
+none of them found far less of it."""
 STEPS = 8
 SIDE = 16
 """A detector learns from parts of images, of that side: perturbations are everywhere, and parts
@@ -41,7 +41,7 @@ def perturbed(
     *,
     targeted: bool = False,
 ) -> Tensor:
-    """Images near `x` that the network hardly takes for `y` any more (Madry et al., 1706.06083).
+    """Images near `x` that the network takes for `y` less, or more (Madry et al., 1706.06083).
 
     Steps of min(1.25, 2.5 / steps) epsilon along the sign of the gradient of the cross-entropy,
     from a uniformly random start in the box.
@@ -60,12 +60,14 @@ def perturbed(
     step = min(1.25, 2.5 / steps) * epsilon * (-1 if targeted else 1)
     for _ in range(steps):
         z = z.detach().requires_grad_()
-        loss = F.cross_entropy(network(z).float(), y, reduction="sum")
+        loss = F.cross_entropy(network(z.clone()).float(), y, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, z)
         z = (z.detach() + step * gradient.sign()).maximum(low).minimum(high)
     return z
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def detector(
     teacher: nn.Module,
     images: Tensor,
@@ -87,8 +89,9 @@ def detector(
         images: clean ones, uint8 (N, C, H, W).
         compute: where to run.
         seed: whatever is drawn follows from it and from `stage`.
-        stage: what is trained.
-        level: largest perturbation of a pixel, in 1/255.
+        stage: what is trained; events have its name.
+        level: largest perturbation of a pixel, in 1/255; from 4 on. The least is an eighth of it,
+            of which an 8-bit image would keep nothing if it were less.
         epochs: passes over the examples.
         listener: hears of the progress.
 
@@ -113,14 +116,14 @@ def detector(
 
 
 def examples(
-    teacher: nn.Module, images: Tensor, level: float, random: torch.Generator, compute: Compute
+    teacher: nn.Module, images: Tensor, epsilon: float, random: torch.Generator, compute: Compute
 ) -> tuple[Tensor, Tensor]:
-    """`EXAMPLES` of the images in a random order, and the same perturbed; uint8 (m, C, h, w) each.
+    """`EXAMPLES` parts of the images, and the same perturbed; uint8 (m, C, h, w) each.
 
     Args:
         teacher: whose adversarial examples they are.
         images: uint8 (N, C, H, W).
-        level: largest radius, in the pixel range [0, 1]; the smallest is an eighth of it.
+        epsilon: largest radius, in the pixel range [0, 1]; the smallest is an eighth of it.
         random: on the CPU.
         compute: where to run.
     """
@@ -133,7 +136,7 @@ def examples(
         for number, part in enumerate(order.split(BATCH)):
             x = pixels(images[part].to(compute.device))
             share = torch.rand((len(x), 1, 1, 1), generator=random).to(x)
-            radius = level * (1 + 7 * share) / 8
+            radius = epsilon * (1 + 7 * share) / 8
             if number % BLIND:
                 y = torch.randint(classes, (len(x),), generator=random).to(x.device)
                 z = perturbed(teacher, x, y, radius, STEPS, random, targeted=True)

@@ -30,8 +30,9 @@ from foreshot.lesson import Beside, Lesson
 from foreshot.models.checkpoint import save_model
 from foreshot.progress import Event, Listener
 from foreshot.seeding import derived
-from foreshot.stages import TRAINING, Crafted, Stages, Trained
+from foreshot.stages import Crafted, Stages, Trained
 from foreshot.store import Artefact, content_hash, source_digest
+from foreshot.training import TRAINING
 from foreshot.views import DefenderView
 
 SECOND = "second_teacher"

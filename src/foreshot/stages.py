@@ -35,7 +35,7 @@ from foreshot.progress import Listener
 from foreshot.seeding import generator
 from foreshot.store import Artefact, Store, content_hash, source_digest
 from foreshot.together import size
-from foreshot.training import Samples, Supervised, Training, fit
+from foreshot.training import TRAINING, Samples, Supervised, Training, fit
 from foreshot.triggers import Blend, Learned, Trigger
 from foreshot.triggers.learned import save_picture
 from foreshot.views import AttackerView
@@ -46,18 +46,6 @@ GLANCE = 500
 """Images that are evaluated after each epoch of a student."""
 EXAMPLE = 64
 """Images that show a loss the shapes and the statistics of the features it compares."""
-TRAINING = (
-    "compute.py",
-    "training.py",
-    "recall.py",
-    "augment.py",
-    "inference.py",
-    "levels.py",
-    "models",
-    "seeding.py",
-    "taps.py",
-    "together.py",
-)
 CRAFTING = (
     *TRAINING,
     "adversarial.py",

@@ -23,6 +23,20 @@ from foreshot.recall import Recall
 from foreshot.seeding import generator
 from foreshot.together import even, parallel, rank, share, size, summed
 
+TRAINING = (
+    "compute.py",
+    "training.py",
+    "recall.py",
+    "augment.py",
+    "inference.py",
+    "levels.py",
+    "models",
+    "seeding.py",
+    "taps.py",
+    "together.py",
+)
+"""Sources of a training."""
+
 
 class Training(Part):
     """How a network is trained: SGD with Nesterov momentum.

@@ -111,6 +111,8 @@ def test_poison_of_an_attacker_with_detectors_is_noticed_less_by_others(
     other = detector(tiny.teacher, stripes(200, 8).images, CPU, seed=7, stage="the defender's")
     noticed = [other(pixels(poison.images)).mean().item() for poison in (plain, evading)]
     assert noticed[1] < noticed[0] - 1
+    given = replace(seen(tiny), detectors=(other,))
+    assert Counterfactual(**fields, evasion=5).craft(given).digest != plain.digest
     apart = seen(tiny, executor=Processes(2))
     assert attack.craft(apart).digest == evading.digest
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from foreshot.attacks import Pgd
 from foreshot.compute import CPU
 from foreshot.data import ImageSet, Signs
 from foreshot.defences import Combined, Screen, judge
+from foreshot.defences.combined import DEFAULT
 from foreshot.defences.pool import Pool, Reading
 from foreshot.defences.scoring import found
 from foreshot.defences.screens import (
@@ -44,6 +46,7 @@ from foreshot.defences.screens import (
 from foreshot.defences.screens.consistency import Change
 from foreshot.defences.screens.frequency import spectrum
 from foreshot.defences.screens.halves import halves
+from foreshot.errors import ForeshotError
 from foreshot.inference import pixels
 from foreshot.models import ResNet, build
 from foreshot.poison import Poison
@@ -425,16 +428,30 @@ def test_a_detector_learns_of_the_reference_alone_and_gives_its_log_odds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(adversarial, "EXAMPLES", 64)
-    view = looking(clean=20)
+    view = replace(looking(clean=20), seed=5)
     scores = Detector(level=8, epochs=2).score(view)
     pool = view.pool
     network = adversarial.detector(
-        view.teacher, pool.reference.images, CPU, seed=0, stage="detector", level=8, epochs=2
+        view.teacher, pool.reference.images, CPU, seed=5, stage="detector", level=8, epochs=2
     )
     assert pool.calibration is not None
     for found_, images in ((scores.transfer, view.transfer), (scores.clean, pool.calibration)):
         assert torch.allclose(found_, network(pixels(images.images)).double(), atol=1e-5)
     assert scores.transfer.std() > 0
+
+
+def test_a_teacher_without_a_gradient_is_refused_and_combined_does_without() -> None:
+    class Deaf(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return super().forward(x)
+
+    view = looking(clean=60, teacher=Deaf(0))
+    with pytest.raises(ForeshotError, match="detector: expected a teacher whose answers have a"):
+        Detector().score(view)
+    without = [screen for screen in DEFAULT if not isinstance(screen, Detector)]
+    expected = Combined(screens=tuple(without)).score(view)
+    assert torch.equal(Combined().score(view).transfer, expected.transfer)
 
 
 @pytest.mark.slow

@@ -97,7 +97,11 @@ class Attack(Member):
                 f"attack.base: expected {wanted} base images of the kind {self.base!r}, "
                 f"found {len(pool)}"
             )
-        view = replace(view, students=tuple(frozen(s, view.compute) for s in view.students))
+        students, detectors = (
+            tuple(frozen(network, view.compute) for network in networks)
+            for networks in (view.students, view.detectors)
+        )
+        view = replace(view, students=students, detectors=detectors)
         fixed = view.bases is not None or not self.convinces
         first = wanted if fixed else min(math.ceil(wanted * self.candidates), len(pool))
         tries = 0 if not self.convinces else self.retries

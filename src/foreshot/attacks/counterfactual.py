@@ -33,7 +33,9 @@ class Counterfactual(Eot, Rehearsal):
     has a network look for perturbations, the attacker trains some of the kind, on the transfer set
     (`adversarial.detector`), and adds what they lose where they take x for clean,
 
-        evasion * mean over detectors D of log(1 + exp(log-odds of D that x is perturbed)).
+        evasion * mean over detectors D of log(1 + exp(log-odds of D that x is perturbed)),
+
+    with x as it is stored. Which candidates are kept, the teacher alone decides.
 
     Args:
         weight: of the penalty; a large one costs the teacher's confidence.
@@ -51,9 +53,10 @@ class Counterfactual(Eot, Rehearsal):
     evasion: float = Field(default=1.0, gt=0)
 
     def craft(self, view: AttackerView) -> Poison:
-        detectors = tuple(
+        teacher = frozen(view.teacher, view.compute)
+        trained = (
             detector(
-                frozen(view.teacher, view.compute),
+                teacher,
                 view.images,
                 view.compute,
                 seed=view.seed,
@@ -62,7 +65,7 @@ class Counterfactual(Eot, Rehearsal):
             )
             for number in range(self.detectors)
         )
-        return super().craft(replace(view, detectors=detectors))
+        return super().craft(replace(view, detectors=(*view.detectors, *trained)))
 
     def objective(self, problem: Problem) -> Objective:
         heeded, detectors = super().objective(problem), problem.view.detectors
@@ -71,7 +74,7 @@ class Counterfactual(Eot, Rehearsal):
 
         def unseen(x: Tensor, step: int) -> Tensor:
             with problem.view.compute.autocast():
-                said = torch.stack([detector(x) for detector in detectors])
+                said = torch.stack([network(x) for network in detectors])
             return heeded(x, step) + self.evasion * F.softplus(said).mean(0).sum()
 
         return unseen

@@ -9,8 +9,7 @@ from foreshot.distillation import KD, Distiller, Term
 from foreshot.inference import place
 from foreshot.models import ResNet, build
 from foreshot.models.checkpoint import save_model
-from foreshot.stages import TRAINING
-from foreshot.training import Samples, Training, fit
+from foreshot.training import TRAINING, Samples, Training, fit
 from foreshot.views import DefenderView
 
 FILE = "model.safetensors"

@@ -15,6 +15,7 @@ from foreshot.defences.repairs import EveryRepair
 from foreshot.defences.repairs.base import Repair
 from foreshot.defences.screens import Single
 from foreshot.family import members
+from foreshot.training import TRAINING
 
 AnyScreen = Annotated[Single | Combined, Field(discriminator="name")]
 SCREENS = members(Screen, AnyScreen)
@@ -22,11 +23,7 @@ AnyDefence = Annotated[
     Single | Combined | EveryDistilling | EveryRepair | EveryMonitor, Field(discriminator="name")
 ]
 DEFENCES = members(Defence, AnyDefence)
-SCREENING = (
-    *("defences", "transforms.py", "views.py", "inference.py"),
-    *("levels.py", "models", "taps.py", "seeding.py", "adversarial.py", "training.py"),
-    *("augment.py", "recall.py", "together.py", "compute.py"),
-)
+SCREENING = (*(*TRAINING, "adversarial.py", "defences", "transforms.py", "views.py"),)
 """Sources that screens run."""
 
 __all__ = [

@@ -14,6 +14,7 @@ from foreshot.views import DefenderView
 
 WANTED: dict[Need, str] = {
     "clean": "a clean set of the defender's (view.clean)",
+    "gradient": "a teacher whose answers have a gradient in the image",
     "labels": "labels of the transfer set, and of the clean set if there is one",
     "student": "a student (view.student; in an audit, distil)",
     "second": "a second teacher (view.second)",

@@ -19,7 +19,7 @@ from foreshot.views import DefenderView
 BATCH = 128
 """Images that a network is asked about at a time: more of them leave a processor's cache."""
 
-Need = Literal["clean", "labels", "student", "second"]
+Need = Literal["clean", "gradient", "labels", "student", "second"]
 """What a screen may need beside the transfer set and the teacher."""
 
 
@@ -85,11 +85,19 @@ class Pool:
         """What no screen can have here."""
         missing: dict[Need, bool] = {
             "clean": self.calibration is None,
+            "gradient": not self._differentiable,
             "labels": any(part.labels is None for part in self._parts),
             "student": self.view.student is None,
             "second": self.view.second is None,
         }
         return frozenset(need for need, lacking in missing.items() if lacking)
+
+    @cached_property
+    def _differentiable(self) -> bool:
+        """Whether the teacher's answers have a gradient in the image."""
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(self.view.teacher):
+            x = pixels(self.view.transfer.images[:1].to(self.view.compute.device)).requires_grad_()
+            return self.view.teacher(x.clone()).requires_grad
 
     @property
     def labels(self) -> Tensor:

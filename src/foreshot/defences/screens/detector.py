@@ -15,9 +15,9 @@ class Detector(Screen):
 
     The perturbed ones are adversarial examples of the teacher that the defender makes of the
     reference images, and some that are noise; the score is the log-odds (`adversarial.detector`).
-    Poison is known by its perturbation, whatever it is there for, also where the teacher's answer
-    is the right one and stays so under changes. Who knows of such a network can craft past it
-    (Carlini and Wagner, arXiv 1705.07263).
+    Poison that is perturbed all over is known by that, whatever it is there for, also where the
+    teacher's answer is the right one and stays so under changes. Detectors like it were crafted
+    past by who knew them (Carlini and Wagner, arXiv 1705.07263).
 
     Args:
         level: largest perturbation of a pixel that the network is shown, in 1/255.
@@ -25,9 +25,9 @@ class Detector(Screen):
     """
 
     name: Literal["detector"] = "detector"
-    level: int = Field(default=16, ge=1, le=255)
+    level: int = Field(default=16, ge=4, le=255)
     epochs: int = Field(default=12, ge=1)
-    needs: ClassVar[frozenset[Need]] = frozenset({"clean"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"clean", "gradient"})
 
     def suspicion(self, pool: Pool) -> Tensor:
         view = pool.view
@@ -39,6 +39,5 @@ class Detector(Screen):
             stage=self.name,
             level=self.level,
             epochs=self.epochs,
-            listener=view.listener,
         )
         return pool.asked(network).double()
