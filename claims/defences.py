@@ -61,7 +61,8 @@ UNSEEN = (
     *("attack.detectors=2", "attack.direction=sign"),
     *("attack.step=0.5", "attack.steps=150", "attack.retries=0"),
 )
-"""Past the screen `detector`, which takes many small steps: a few large ones led nowhere."""
+"""Against the screen `detector`; with few large steps, as by default, hardly any poison is left
+that works (docs/safe-distillation.md)."""
 
 
 def _attacks(*names: str) -> dict[str, Settings]:

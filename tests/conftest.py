@@ -124,6 +124,17 @@ class Rule(nn.Module):
         return self.logits(x)
 
 
+class Deaf(nn.Module):
+    """A network whose answers have no gradient."""
+
+    def __init__(self, of: nn.Module) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of(x).detach()
+
+
 @pytest.fixture(scope="session")
 def torchdistill() -> ModuleType:
     """torchdistill.losses.mid_level."""

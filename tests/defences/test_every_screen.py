@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import ARCHITECTURE, Rule, Tiny, stripes
+from conftest import ARCHITECTURE, Deaf, Rule, Tiny, stripes
 from foreshot.compute import CPU
 from foreshot.defences import SCREENS, Combined, Screen, judge
 from foreshot.defences.base import WANTED
@@ -72,7 +72,11 @@ def test_scores_go_with_their_images(key: str, tiny: Tiny) -> None:
 def test_what_a_screen_lacks_is_one_sentence(key: str, need: Any, tiny: Tiny) -> None:
     view = seen(tiny)
     bare = replace(view.transfer, labels=None)
-    without = {"clean": {"clean": None}, "labels": {"transfer": bare}}.get(need, {need: None})
+    without = {
+        "clean": {"clean": None},
+        "labels": {"transfer": bare},
+        "gradient": {"teacher": Deaf(tiny.teacher)},
+    }.get(need, {need: None})
     with pytest.raises(ForeshotError, match=f"screen {key}: expected") as error:
         SCREENS[key].model_validate({}).score(replace(view, **without))
     assert WANTED[need] in str(error.value)
@@ -101,7 +105,8 @@ def test_networks_are_asked_once_for_all_screens(tiny: Tiny) -> None:
     for key in ("label_disagreement", "mahalanobis", "lid", "second_teacher"):
         SCREENS[key].model_validate({}).score(view)
     handle.remove()
-    assert asked == 3  # the transfer set, the calibration half, the reference half
+    # The transfer set, the calibration half, the reference half; one image for a gradient.
+    assert asked == 4
 
 
 def test_the_clean_halves_are_apart_and_fixed(tiny: Tiny) -> None:
