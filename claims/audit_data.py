@@ -1,6 +1,6 @@
 """Measures the false alarms of `foreshot audit data`: how many clean sets does it call suspicious?
 
-    python claims/audit_data.py               # 90 audits of 14 seconds each, on a busy AVX512 core
+    python claims/audit_data.py               # 90 audits; 14 seconds each before `detector`
     python claims/audit_data.py --sets 4      # fewer of each kind
     python claims/audit_data.py --distil      # with a student of each set; `alike` alone
 

@@ -98,7 +98,7 @@ def main() -> None:
         rows = {tuple(row[key] for key in keys): row for row in kept(OUT, same)}
         wanted = product(given.presets, given.attacks, given.seeds, (False, True))
         left = [cell for cell in wanted if cell not in rows]
-        print(f"{len(left)} audits left, of 20 to 90 seconds each, and their poison")
+        print(f"{len(left)} audits left, of 20 to 170 seconds each, and their poison")
         for cell in left:
             rows[cell] = dict(zip(keys, cell, strict=True)) | measure(*cell, store, engine)
             print(rows[cell], flush=True)

@@ -61,8 +61,8 @@ UNSEEN = (
     *("attack.detectors=2", "attack.direction=sign"),
     *("attack.step=0.5", "attack.steps=150", "attack.retries=0"),
 )
-"""Against the screen `detector`; with few large steps, as by default, hardly any poison is left
-that works (docs/safe-distillation.md)."""
+"""Against the screen `detector`: by many small steps, as few large ones, the default, cost the
+attack most of its effect (docs/safe-distillation.md)."""
 
 
 def _attacks(*names: str) -> dict[str, Settings]:

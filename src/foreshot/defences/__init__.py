@@ -23,7 +23,7 @@ AnyDefence = Annotated[
     Single | Combined | EveryDistilling | EveryRepair | EveryMonitor, Field(discriminator="name")
 ]
 DEFENCES = members(Defence, AnyDefence)
-SCREENING = (*(*TRAINING, "adversarial.py", "defences", "transforms.py", "views.py"),)
+SCREENING = (*TRAINING, "adversarial.py", "defences", "transforms.py", "views.py")
 """Sources that screens run."""
 
 __all__ = [
