@@ -84,7 +84,45 @@ def test_the_name_of_an_attack_can_be_set_over_the_parameters_of_another(name: s
     config = parse("attack: {name: pgd, epsilon: 7, steps: 3}", "x", [f"attack.name={name}"])
     assert config.attack.model_dump()["name"] == name
     assert config.attack.epsilon == 7
-    assert getattr(config.attack, "steps", 3) == 3
+    own = {"cw_l2", "tang", "sleeper_agent"}  # with steps of another kind, or more of them
+    steps = {"steps": 3} if isinstance(config.attack, Pgd) and name not in own else {}
+    assert config.attack == ATTACKS[name].model_validate({"epsilon": 7, **steps})
+
+
+def test_a_parameter_that_means_something_else_is_not_taken_over(tmp_path: Path) -> None:
+    """What `weight` weighs differs between attacks, and a default of a class's own is its own."""
+    assert load_config("signs").attack.model_dump()["weight"] == 0.002
+    dehib = load_config("signs", ["attack.name=dehib"])
+    assert dehib.attack.model_dump()["weight"] == ATTACKS["dehib"].model_fields["weight"].default
+    assert dehib.attack.model_dump()["steps"] == 20  # of all that descend
+    # The same with all defaults written out, as `foreshot show signs` prints them.
+    written = tmp_path / "mine.yaml"
+    written.write_text(dump(load_config("signs")))
+    for name in ("dehib", "sleeper_agent", "label_consistent", "tang"):
+        kept = {"rate", "epsilon", "steps", "temperature", "rounds", "student", "training"}
+        one, other = (load_config(of, [f"attack.name={name}"]).attack for of in ("signs", written))
+        assert one.model_dump(exclude=kept) == other.model_dump(exclude=kept)
+        assert one.model_dump(exclude=kept) == ATTACKS[name].model_validate({}).model_dump(
+            exclude=kept
+        )
+    patch = load_config("signs", ["trigger.name=patch"]).trigger
+    assert patch == TRIGGERS["patch"].model_validate({})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["attack.weight=3", "attack.name=dehib", "attack.steps=7"],
+        ["attack.steps=7", "seed=1", "attack.weight=3", "attack.name=dehib"],
+        ["attack.name=dehib", "attack.weight=3", "attack.steps=7"],
+        ["attack.name=tang", "attack.steps=7", "attack.name=dehib", "attack.weight=3"],
+        ["attack={name: tang}", "attack.weight=3", "attack.steps=7", "attack.name=dehib"],
+        ["attack.steps=5", "attack={name: dehib, weight: 3, steps: 7}"],
+    ],
+)
+def test_a_member_has_the_parameters_that_are_set_in_whatever_order(settings: list[str]) -> None:
+    attack = load_config("signs", settings).attack.model_dump()
+    assert (attack["name"], attack["weight"], attack["steps"]) == ("dehib", 3, 7)
 
 
 def test_names_of_every_family_can_be_set() -> None:
@@ -95,7 +133,7 @@ def test_names_of_every_family_can_be_set() -> None:
         config = parse(tree, "x", [f"student.model.name={name}"])
         assert config.student.model == ARCHITECTURES[name].model_validate({})
     with pytest.raises(ForeshotError, match=r"student\.model\.depth: found 8; expected one of 16"):
-        load_config("signs", ["student.model.name=wide_resnet"])
+        load_config("signs", ["student.model.name=wide_resnet", "student.model.depth=8"])
     assert isinstance(load_config("signs", ["data.name=digits"]).data, Digits)
 
 

@@ -2,7 +2,8 @@
 
 import reprlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from inspect import get_annotations
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
@@ -177,7 +178,8 @@ def load_config(source: str | Path, settings: Sequence[str] = ()) -> Config:
     Args:
         source: the name of a preset, or the path of a YAML file.
         settings: such as "attack.rate=0.01"; values are YAML. Setting the name of a family's
-            member, such as "attack.name=fgsm", drops the parameters that it does not have;
+            member, such as "attack.name=fgsm", drops the parameters that it does not have, or
+            that mean something else to it; those of `settings` are its own, in whatever order.
             "defence.name=null" is the same as "defence=null".
 
     Raises:
@@ -209,7 +211,7 @@ def parse(text: str, where: str, settings: Sequence[str] = ()) -> Config:
     tree = read_yaml(text, where) or {}
     if not isinstance(tree, dict):
         raise ForeshotError(f"{where}: expected keys and values, found {type(tree).__name__}")
-    for setting in settings:
+    for setting in _ordered(settings):
         _set(tree, setting)
     try:
         return Config.model_validate(tree)
@@ -296,9 +298,46 @@ def _set(tree: dict[str, Any], setting: str) -> None:
     if last == "name" and node.get("name") != value:
         family = _family(_annotation(Config, parents))
         if isinstance(value, str) and value in family:
-            for stale in node.keys() - family[value].model_fields.keys():
+            before = node.get("name")
+            member = family.get(before) if isinstance(before, str) else None
+            for stale in [key for key in node if not _kept(key, member, family[value])]:
                 del node[stale]
     node[last] = value
+
+
+def _kept(key: str, before: type[Member] | None, after: type[Member]) -> bool:
+    """Whether a parameter means to a member of a family what it meant to the one before.
+
+    It does if both have it from the same class: `weight` is one thing to `counterfactual` and
+    another to `dehib`, and a default of a class's own is part of what it is, but for what the
+    family shares.
+    """
+    if key not in after.model_fields:
+        return False
+    if before is None or key in after.shared:
+        return True
+    return _declaring(before, key) is _declaring(after, key)
+
+
+def _declaring(member: type[Member], key: str) -> type | None:
+    """The class that says what a parameter of a member is."""
+    return next((c for c in member.__mro__ if key in get_annotations(c)), None)
+
+
+def _ordered(settings: Iterable[str]) -> list[str]:
+    """Members are named before their parameters are set, in whatever order that is asked for."""
+    ordered: list[str] = []
+    for setting in settings:
+        key = setting.partition("=")[0]
+        place = len(ordered)
+        if key.endswith(".name"):
+            own, keys = key.removesuffix("name"), [s.partition("=")[0] for s in ordered]
+            whole = [number for number, other in enumerate(keys) if own.startswith(f"{other}.")]
+            begin = whole[-1] + 1 if whole else 0  # what replaces the member stays before
+            later = range(begin, place)
+            place = next((n for n in later if keys[n].startswith(own) and keys[n] != key), place)
+        ordered.insert(place, setting)
+    return ordered
 
 
 def _default(annotation: Any, node: dict[str, Any], part: str) -> Any:

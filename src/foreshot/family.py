@@ -1,7 +1,7 @@
 """Families: each member is a frozen pydantic model, its own configuration and its own code."""
 
 from inspect import cleandoc
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,10 @@ class Member(Part):
     A subclass declares ``name: Literal["..."] = "..."``, the tag by which a config picks it; its
     fields are its parameters, validated when it is made and frozen from then on.
     """
+
+    shared: ClassVar[frozenset[str]] = frozenset()
+    """Parameters of all of the family, which stay when a config names another member; of others,
+    only those that both have from one class, with the same default."""
 
     @classmethod
     def summary(cls) -> str:

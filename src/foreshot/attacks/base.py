@@ -55,6 +55,8 @@ class Attack(Member):
     confidence: float = Field(default=0.5, ge=0, lt=1)
     retries: int = Field(default=2, ge=0, le=10)
 
+    shared: ClassVar[frozenset[str]] = frozenset({"rate", "count", "epsilon"})
+    """The attacker's budget, by which attacks are compared."""
     stamps: ClassVar[bool | None] = True
     """Whether the stored image carries the trigger; None: as much of it as the attack chooses."""
     convinces: ClassVar[bool] = True
