@@ -246,6 +246,16 @@ def test_a_student_of_the_set_is_looked_at_and_found_again(
         assert torch.equal(other.scores["scan"].clean, found.scores["scan"].clean)
 
 
+def test_a_combined_screen_with_a_student_is_another(tiny: Tiny, tmp_path: Path) -> None:
+    screen = Combined(screens=(NearDuplicate(), Scan()))
+    asked: dict[str, Any] = {"clean": stripes(80, 5), "screens": [screen]}
+    transfer, store = stripes(90, 1), Store.open(lambda _: None, tmp_path)
+    audit(transfer, tiny.teacher, store=store, **asked)
+    found = audit(transfer, tiny.teacher, store=store, distil=True, **asked)
+    alone = audit(transfer, tiny.teacher, distil=True, **asked)
+    assert torch.equal(found.scores["combined"].transfer, alone.scores["combined"].transfer)
+
+
 def test_for_a_student_the_teacher_is_not_asked_twice(tiny: Tiny) -> None:
     images = 0
 

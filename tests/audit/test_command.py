@@ -28,10 +28,11 @@ from foreshot.cli.audits import audit_data
 from foreshot.compute import CPU
 from foreshot.data import ImageSet, save_images
 from foreshot.data.tensor import read
+from foreshot.defences import SCREENS
 from foreshot.defences.conformal import DROP
 from foreshot.defences.screens import NearDuplicate
 from foreshot.errors import ForeshotError
-from foreshot.files import read_json
+from foreshot.files import read_json, read_tensors
 from foreshot.models.checkpoint import save_model
 from foreshot.progress import Event
 from foreshot.views import AttackerView
@@ -160,6 +161,24 @@ def test_poison_is_exit_code_1_and_a_clean_set_is_0(audit_, files: Files) -> Non
     assert read_json(Path("audits/ok/verdict.json"))["suspected_target"] is None
     assert len(list(Path("all").rglob("*.png"))) == 160
     assert Path("all/left-out.jsonl").read_text() == ""
+
+
+def test_what_is_kept_is_a_set_of_pictures_alone(audit_, files: Files) -> None:
+    common = ("--teacher", files.teacher, "--screens", "near_duplicate")
+    assert audit_(files.ok, *common, "--write-clean", "kept").code == 0
+    again = audit_("kept", *common, "--broken", "refuse")
+    assert (again.code, again.err) == (0, "")
+    assert "not read" not in again.out
+
+
+@pytest.mark.parametrize("name", [name for name in SCREENS if name != "combined"])
+def test_every_screen_can_be_asked_for(files: Files, name: str) -> None:
+    bare = Job(files.ok, files.teacher, screens=(name,))
+    given = replace(bare, clean=files.trusted, labels=True, second=files.teacher, distil=True)
+    assert given._screen(name) == SCREENS[name].model_validate({})
+    if SCREENS[name].needs:
+        with pytest.raises(ForeshotError, match=f"screen {name}: expected "):
+            bare._screen(name)
 
 
 def test_a_student_is_distilled_where_that_is_asked_for(audit_, files: Files) -> None:
@@ -467,6 +486,9 @@ def test_strange_files_are_named_and_skipped_or_refused(
         (("OK", "--distil"), "--distil: expected clean images (--clean), found none"),
         (("OK", "--write-clean", "empty/.."), "empty/..: expected no folder or an empty one"),
         (("OK", "--write-clean", "OK/kept"), "OK/kept: expected a folder outside "),
+        (("OK", "--clean", "other", "--write-clean", "other/kept"), "other/kept: expected a folder "
+            "outside other"),
+        (("OK", "--distil", "--screens", "spectral_signature"), "--distil: expected clean images"),
         (("OK", "--out", "OK/report"), "OK/report: expected a folder for the report outside OK; "),
         (("OK", "--write-clean", "audits"), "audits: expected a folder apart from the report's, "),
         (("wide.safetensors",), "wide.safetensors: expected images of the teacher's shape (1, 12"),
@@ -657,6 +679,28 @@ def test_what_has_changed_since_it_was_screened_is_not_kept(
     with pytest.raises(ForeshotError, match="expected what was screened, found it changed"):
         replace(job, write_clean=kept, out=tmp_path / "again").run(overwrite)
     assert not kept.exists()
+
+
+@pytest.mark.parametrize("count", [160, 90])
+def test_of_a_file_that_has_changed_nothing_is_kept(
+    files: Files, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORESHOT_HOME", str(tmp_path / "home"))
+    source = tmp_path / "set.safetensors"
+    save_images(source, stripes(160, 7))
+    job = Job(source, files.teacher, tmp_path / "out", screens=("near_duplicate",), device="cpu")
+    replace(job, write_clean=tmp_path / "kept").run()
+    kept = read_tensors(tmp_path / "kept/set.safetensors")[0]
+    assert torch.equal(kept["images"], stripes(160, 7).images)
+
+    def overwrite(event: Event) -> None:
+        if (event.stage, event.kind) == ("near_duplicate", "end"):
+            save_images(source, stripes(count, 8))
+
+    monkeypatch.setenv("FORESHOT_HOME", str(tmp_path / "other"))
+    with pytest.raises(ForeshotError, match="expected what was screened, found it changed"):
+        replace(job, write_clean=tmp_path / "again").run(overwrite)
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_second_teacher_of_other_classes_is_refused(files: Files, tiny: Tiny, tmp_path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from conftest import ARCHITECTURE, CLASSES, SIDE, Rule, Tiny, stripes
 from foreshot.audit import inversion
 from foreshot.audit import student as students
-from foreshot.audit.inversion import Changes, faint, invert, lead, success
+from foreshot.audit.inversion import Changes, faint, invert, lead, size_of, sized, success
 from foreshot.audit.student import StudentAudit, audit_student
 from foreshot.cli import main
 from foreshot.compute import CPU
@@ -281,6 +281,34 @@ def test_a_student_of_nan_is_refused(tiny: Tiny, pair: Pair) -> None:
     nan = Rule(lambda x: x.flatten(1)[:, :4] / 0)
     with pytest.raises(ForeshotError, match="student: expected finite logits"):
         audit_student(nan, tiny.teacher, pair.clean)
+
+
+class Sometimes(nn.Module):
+    """Answers with NaN to images that are not plain."""
+
+    def __init__(self, of: nn.Module, plain: Tensor) -> None:
+        super().__init__()
+        self.of, self.plain = of, {image.numpy().tobytes() for image in plain / 255}
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = [image.detach().contiguous().numpy().tobytes() in self.plain for image in x]
+        return torch.where(torch.tensor(known)[:, None], self.of(x), x.mean() * torch.nan)
+
+
+def test_answers_of_nan_to_changed_images_are_no_verdict(tiny: Tiny, pair: Pair) -> None:
+    student = Sometimes(pair.bad, pair.clean.images)
+    with pytest.raises(ForeshotError, match="audit student: expected finite answers to changed"):
+        audit_student(student, tiny.teacher, pair.clean)
+
+
+def test_sizes_are_those_of_patterns_of_any_scale() -> None:
+    patterns = torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2)
+    for scale in (1e-9, 1.0, 1e25):
+        torch.testing.assert_close(size_of(scale * patterns), torch.tensor([scale * 12.5**0.5]))
+        torch.testing.assert_close(
+            sized(scale * patterns, torch.tensor([12.5**0.5])), patterns, rtol=1e-5, atol=0
+        )
+    assert torch.equal(sized(0 * patterns, torch.ones(1)), 0 * patterns)
 
 
 # From files to files ------------------------------------------------------------------------------

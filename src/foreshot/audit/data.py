@@ -30,7 +30,7 @@ from foreshot.files import read_tensors, write_tensors
 from foreshot.inference import place
 from foreshot.models.checkpoint import load_model, network_digest
 from foreshot.progress import Event, Listener, silent
-from foreshot.store import Store, source_digest
+from foreshot.store import Store, source_digest, versions
 from foreshot.views import DefenderView
 
 TEACHER = "teacher"
@@ -177,7 +177,8 @@ def audit(
             found, seconds[name] = _computed(view, screen)
         else:
             wanted = {**inputs, "screen": screen and screen.model_dump(mode="json")}
-            if screen is not None and "student" in screen.needs and view.student is not None:
+            looks = screen is not None and "student" in screen.uses(view.pool.lacks)
+            if looks and view.student is not None:
                 wanted["student"] = network_digest(view.student)
             kept = store.stage(f"audit-{name}", wanted, lambda to: _write(to, view, screen), name)
             found, about = read_tensors(kept.folder / FILE)
@@ -195,7 +196,7 @@ def audit(
         raise ForeshotError(
             f"screens: expected each once, found {', '.join(screen.title for screen in chosen)}"
         )
-    if distil and not any("student" in screen.needs for screen in chosen):
+    if distil and not any("student" in screen.uses(lacks) for screen in chosen):
         raise ForeshotError(
             f"distil: expected a screen that looks at a student, such as scan, which needs clean "
             f"images as well; found {', '.join(names)}"
@@ -255,6 +256,7 @@ def _inputs(view: DefenderView) -> dict[str, object]:
         "seed": view.seed,
         "compute": view.compute.describe(),
         "source": source_digest("audit/data.py", "attacks/folding.py", *SCREENING),
+        "versions": versions(),
     }
 
 

@@ -65,16 +65,17 @@ def check_apart(out: Path, *sets: Path) -> None:
             )
 
 
-def check_free(source: Path, folder: Path, out: Path) -> None:
+def check_free(folder: Path, out: Path, *sets: Path) -> None:
     """Refuses a folder for the kept subset that is not empty, or will not be.
 
     Args:
-        source: the set, in which it must not lie.
         folder: what is asked for.
         out: where the report is written, which must not lie in it.
+        sets: in which it must not lie: the set, and the images that are trusted.
     """
-    if folder.resolve().is_relative_to(source.resolve()):
-        raise ForeshotError(f"{folder}: expected a folder outside {source}, found one in it")
+    for given in sets:
+        if folder.resolve().is_relative_to(given.resolve()):
+            raise ForeshotError(f"{folder}: expected a folder outside {given}, found one in it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ForeshotError(f"{folder}: expected no folder or an empty one, found other files")
     check_writable(folder.resolve().parent)  # it is made beside, and put there when it is whole

@@ -196,5 +196,7 @@ def sized(patterns: Tensor, sizes: Tensor) -> Tensor:
 
 
 def size_of(patterns: Tensor) -> Tensor:
-    """Root mean squares of patterns, (k,), no less than 1e-12."""
-    return patterns.square().mean((1, 2, 3)).sqrt().clamp(min=1e-12)
+    """Root mean squares of patterns, (k,), no less than 1e-12; of any scale that is finite."""
+    largest = patterns.abs().amax((1, 2, 3)).clamp(min=1e-12)
+    shares = patterns / largest[:, None, None, None]
+    return (largest * shares.square().mean((1, 2, 3)).sqrt()).clamp(min=1e-12)

@@ -26,7 +26,7 @@ OPTIONS: dict[Need, str] = {
     "second": "a second teacher (--second), found none",
     "student": "a student (--distil), found none",
 }
-"""What a screen may need, and what gives it."""
+"""What a screen may need that an option gives."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class Job:
         check_apart(out, source, *([self.clean] if self.clean else []))
         renew(out, source, chosen=self.out is not None)
         screens = [self._screen(name) for name in self.screens]
-        if self.distil and self.clean is None and not screens:
+        if self.distil and self.clean is None:
             raise ForeshotError("--distil: expected clean images (--clean), found none")
         if self.write_clean is not None:
-            check_free(source, self.write_clean, out)
+            check_free(self.write_clean, out, source, *([self.clean] if self.clean else []))
         engine = compute(self.device)
         teacher = load_teacher(self.teacher, self.architecture, self.size, engine)
         second = None
@@ -130,8 +130,8 @@ class Job:
             "second": self.second,
             "student": self.distil,
         }
-        for need in sorted(SCREENS[name].needs):
-            if not given.get(need):
+        for need in sorted(SCREENS[name].needs & given.keys()):
+            if not given[need]:
                 raise ForeshotError(f"screen {name}: expected {OPTIONS[need]}")
         return SCREENS[name].model_validate({})
 

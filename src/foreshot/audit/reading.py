@@ -15,6 +15,8 @@ from foreshot.data.tensor import read
 from foreshot.errors import ForeshotError, nearest, printable
 from foreshot.progress import Event, Listener, silent
 
+LEFT_OUT = "left-out.jsonl"
+"""What an audit writes beside the pictures that it keeps: of the next one's set it is no part."""
 OFTEN = 64
 """Pictures between two reports of progress."""
 
@@ -135,7 +137,7 @@ def _folder(root: Path, wanted: Wanted) -> Found:
 
 
 def _files(root: Path) -> list[Path]:
-    """Whatever lies in a folder and is not hidden, sorted; links to folders are not followed."""
+    """What lies in a folder and is not hidden, sorted; links to folders are not followed."""
 
     def refuse(error: OSError) -> None:
         raise ForeshotError(printable(f"{error.filename}: expected a readable folder, {error}"))
@@ -145,7 +147,7 @@ def _files(root: Path) -> list[Path]:
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         links = [name for name in inner if (Path(folder) / name).is_symlink()]
         found += [Path(folder) / name for name in (*files, *links) if not name.startswith(".")]
-    return sorted(found)
+    return sorted(path for path in found if path != root / LEFT_OUT)
 
 
 def content_of(path: Path, root: Path) -> bytes:

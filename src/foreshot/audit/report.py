@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foreshot.audit.data import Audit
 from foreshot.audit.folder import COLOURS, VERDICT, told, written
-from foreshot.audit.reading import Found, content_of
+from foreshot.audit.reading import LEFT_OUT, Found, content_of
 from foreshot.data.base import ImageSet
 from foreshot.data.tensor import read
 from foreshot.defences.screens import TeacherConsistency
@@ -291,7 +291,7 @@ class Report:
             return
         self._write_clean(source, folder.resolve())
         self.notes.append(
-            f"Kept {len(audit.p) - out:,} of {len(audit.p):,} images in {folder}; left-out.jsonl "
+            f"Kept {len(audit.p) - out:,} of {len(audit.p):,} images in {folder}; {LEFT_OUT} "
             f"there lists {out:,} suspicious images and {len(self.found.skipped):,} unread files."
         )
 
@@ -307,14 +307,17 @@ class Report:
                     name = self.found.names[index]
                     content = content_of(source / name, source)
                     if sha256(content).digest() != self.found.digests[index]:
-                        sentence = f"{source / name}: expected what was screened, found it changed"
-                        raise ForeshotError(printable(sentence))
+                        raise _rewritten(source / name)
                     target = part / name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with naming(target):
                         target.write_bytes(content)
             else:
                 images, labels, classes = read(source)
+                screened = self.found.images
+                same_shape = images.shape == screened.images.shape
+                if not (same_shape and replace(screened, images=images).digest == screened.digest):
+                    raise _rewritten(source)
                 tensors = {"images": images[kept]}
                 if labels is not None:
                     tensors["labels"] = labels[kept]
@@ -322,9 +325,13 @@ class Report:
             out = [{"name": row["name"], "p": row["p"]} for row in self.rows if row["left_out"]]
             out += [{"name": name, "reason": reason} for name, reason in self.found.skipped.items()]
             lines = "".join(json.dumps(row) + "\n" for row in out)
-            write_bytes(part / "left-out.jsonl", lines.encode())
+            write_bytes(part / LEFT_OUT, lines.encode())
             os.sync()  # once for all of the pictures
             part.replace(folder)
             sync_folder(folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _rewritten(path: Path) -> ForeshotError:
+    return ForeshotError(printable(f"{path}: expected what was screened, found it changed"))

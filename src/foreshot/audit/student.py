@@ -281,6 +281,10 @@ class _Search:
                     break
                 index, before = short.nonzero()[:, 0], changes.sizes
                 changes = changes.put(index, more(changes.select(index)))
+            if not (changes.patterns.isfinite().all() and changes.sizes.isfinite().all()):
+                raise ForeshotError(
+                    f"audit {phase}: expected finite answers to changed images, found others"
+                )
             return changes, perf_counter() - began
 
         if self.store is None:

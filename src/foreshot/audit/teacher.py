@@ -64,7 +64,7 @@ def load_teacher(
         hint = f"; {option} says what network weights are for" if option else ""
         model, _, shape, classes = load_model(path, hint)
         return _ready(model, shape, classes, compute)
-    network = _parsed(architecture, path)
+    network = _parsed(architecture, path, option)
     file = path / "model.safetensors" if path.is_dir() else path
     classes = _classes(network, file, (3, size, size))
     with drawing(0, "audit"):  # what the weights do not overwrite
@@ -72,8 +72,8 @@ def load_teacher(
     given = network.normalisation()
     if given is None:
         raise ForeshotError(
-            "--architecture: expected the mean and std that the network's images are normalised "
-            "with, found neither"
+            f"{option}: expected the mean and std that the network's images are normalised with, "
+            "found neither"
         )
     mean, std = map(torch.tensor, given)
     return _ready(Normalized(built, mean, std), (3, size, size), classes, compute)
@@ -86,17 +86,17 @@ def _ready(
     return Teacher(place(model, compute), shape, classes)
 
 
-def _parsed(architecture: str, path: Path) -> Foreign:
-    fields = read_yaml(architecture, "--architecture")
+def _parsed(architecture: str, path: Path, option: str | None) -> Foreign:
+    fields = read_yaml(architecture, str(option))
     fields = fields if isinstance(fields, dict) else {"name": fields}
     kinds = {key: kind for key, kind in ARCHITECTURES.items() if issubclass(kind, Foreign)}
     name = fields.get("name")
     if not isinstance(name, str) or name not in kinds:
-        raise ForeshotError(f"--architecture: found {name!r}; {nearest(name, kinds)}")
+        raise ForeshotError(f"{option}: found {name!r}; {nearest(name, kinds)}")
     try:
         return kinds[name].model_validate({**fields, "weights": str(path)})
     except ValidationError as error:
-        raise ForeshotError(f"--architecture: {sentence(error, kinds[name])}") from None
+        raise ForeshotError(f"{option}: {sentence(error, kinds[name])}") from None
 
 
 def _classes(network: Foreign, file: Path, shape: tuple[int, int, int]) -> tuple[str, ...]:
