@@ -6,7 +6,7 @@ from typing import NamedTuple
 from foreshot.config import Config
 from foreshot.data import ImageSet, Splits
 from foreshot.data.tensor import TensorFile, save_images
-from foreshot.defences import Screen
+from foreshot.defences import Monitor, Screen
 from foreshot.defences.conformal import check_enough
 from foreshot.errors import ForeshotError
 from foreshot.store import Store, source_digest
@@ -96,4 +96,6 @@ def _defended(config: Config) -> int:
     by_p = defender.level is None and defender.remove is None
     if isinstance(defence, Screen) and by_p and defender.clean:
         check_enough(defence, defender.clean, defender.drop)
+    if isinstance(defence, Monitor):
+        check_enough(defence, defender.clean, defence.alarms)
     return defender.clean

@@ -78,8 +78,9 @@ class Screened:
 class Changed:
     """What a defence in distillation makes of a lesson.
 
-    The defence sees the images as its view has them, without labels that it may not look at, and
-    not what the attacker dictates: that would be the poison's places.
+    The defence sees the images as its view has them, without labels that it may not look at. What
+    the attacker dictates would be the poison's places; so would the answers that are known, since
+    those to the poison were asked for apart and differ from others in their last bits.
 
     Args:
         defence: the defence.
@@ -93,8 +94,13 @@ class Changed:
 
     def __call__(self, lesson: Lesson) -> Lesson:
         view = self.see()
-        shown = replace(lesson, data=view.transfer, dictated=None)
+        shown = replace(lesson, data=view.transfer, dictated=None, answers=None)
         changed = self.defence.change(shown, view)
+        if changed.weights is not None and not changed.weights.any():
+            raise ForeshotError(
+                f"defence {self.defence.title}: expected images to distil on, "
+                f"found that all {len(lesson.data)} weigh nothing"
+            )
         data = replace(changed.data, labels=lesson.data.labels)
         return replace(changed, data=data, dictated=lesson.dictated)
 
@@ -241,7 +247,7 @@ class Guard:
                 self.config.teacher,
                 "own teacher",
                 stages.parts.taught,
-                partial(defence.supervised, seed=self.config.seed),
+                partial(defence.supervised, seed=self._seed),
                 defence=defence.model_dump(mode="json"),
                 defending=source_digest(*DEFENDING),
             )

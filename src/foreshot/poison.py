@@ -1,6 +1,6 @@
 """Poison: the images that an attacker puts in the place of some of the transfer set's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
@@ -45,8 +45,11 @@ class Poison:
         return digest.hexdigest()
 
     def apply(self, transfer: ImageSet) -> ImageSet:
-        """The transfer set with the poison in it. Labels stay those of the original images."""
-        return transfer.replaced(self.indices, self.images)
+        """The transfer set with the poison in it; labels are the original images' or dictated."""
+        poisoned = transfer.replaced(self.indices, self.images)
+        if self.labels is None or poisoned.labels is None:
+            return poisoned
+        return replace(poisoned, labels=poisoned.labels.index_copy(0, self.indices, self.labels))
 
     def answers(self, clean: Tensor, teacher: nn.Module, compute: Compute) -> Tensor:
         """What a teacher says of the poisoned set, float (N, K), by what it says of the clean one.

@@ -334,10 +334,19 @@ def test_a_defence_that_there_is_not_is_one_sentence(
 def test_too_few_clean_images_are_refused_before_anything_is_computed(
     data: Path, tmp_path: Path
 ) -> None:
-    settings = ("defence.name=consistency", "defender={clean: 96, drop: 0.02}")
-    with pytest.raises(ForeshotError, match="^screen consistency: expected at least 97 clean "):
-        go(config(data, *settings), tmp_path / "home", tmp_path / "out")
-    assert not (tmp_path / "home").exists()
+    for settings, sentence in (
+        (
+            ("defence.name=consistency", "defender={clean: 96, drop: 0.02}"),
+            "^screen consistency: expected at least 97 clean ",
+        ),
+        (
+            ("defence={name: disagreement, alarms: 0.1}", "defender.clean=16"),
+            "^monitor disagreement: expected at least 17 clean ",
+        ),
+    ):
+        with pytest.raises(ForeshotError, match=sentence):
+            go(config(data, *settings), tmp_path / "home", tmp_path / "out")
+        assert not (tmp_path / "home").exists()
 
 
 def test_a_defence_that_leaves_nothing_is_refused(data: Path, home: Path, tmp_path: Path) -> None:

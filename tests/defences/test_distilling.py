@@ -30,6 +30,7 @@ from foreshot.defences.distilling import (
 )
 from foreshot.defences.distilling.adversarial_teacher import Adversarial
 from foreshot.defences.screens import SecondTeacher, ViewDisagreement
+from foreshot.errors import ForeshotError
 from foreshot.inference import logits, pixels
 from foreshot.lesson import Lesson
 from foreshot.models import build
@@ -43,8 +44,7 @@ from foreshot.views import DefenderView
 
 
 def lesson(data: ImageSet, teacher: nn.Module) -> Lesson:
-    answers = logits(teacher, data.images, CPU)
-    return Lesson(data, teacher, "none", "requery", answers=answers)
+    return Lesson(data, teacher, "none", "requery")
 
 
 def looking(data: ImageSet, teacher: nn.Module, **parts: Any) -> DefenderView:
@@ -120,6 +120,7 @@ def test_what_belongs_to_an_image_goes_with_it() -> None:
         lesson(data, Rule(lambda x: x.flatten(1)[:, :4])),
         weights=torch.arange(5) / 4,
         dictated=torch.tensor([-1, 3, -1, 2, -1]),
+        answers=data.images.flatten(1)[:, :4].float(),
     )
     some = whole.select(torch.tensor([3, 0]))
     assert whole.answers is not None
@@ -215,16 +216,13 @@ def test_smoothed_answers_are_log_means_over_noise(tiny: Tiny, keep_rng: None) -
 def test_little_noise_leaves_the_answers_and_much_noise_takes_them(tiny: Tiny) -> None:
     first = lesson(tiny.test.select(torch.arange(60)), tiny.teacher)
     view = looking(first.data, tiny.teacher)
-    sure = []
+    plain, sure = logits(tiny.teacher, first.data.images, CPU), []
     for sigma in (1e-3, 30, 200):
         answers = SmoothedTeacher(sigma=sigma, copies=8).change(first, view).answers
         assert answers is not None
         sure.append(answers.softmax(1).amax(1).mean().item())
         if sigma < 1:
-            assert first.answers is not None
-            torch.testing.assert_close(
-                answers.softmax(1), first.answers.softmax(1), atol=1e-3, rtol=0
-            )
+            torch.testing.assert_close(answers.softmax(1), plain.softmax(1), atol=1e-3, rtol=0)
     assert sure == sorted(sure, reverse=True)
 
 
@@ -513,13 +511,30 @@ def test_a_defence_in_distillation_is_shown_no_secret(
     go(config(data, defence=Spy()), home, tmp_path / "out", until="student")
     ((lesson, view),) = Spy.shown
     assert lesson.dictated is None  # it would tell the poison, as the attacker dictates its labels
+    assert lesson.answers is None  # so would the last bits of answers that were asked for apart
     assert lesson.data.labels is None
     assert view.transfer.labels is None
     assert torch.equal(lesson.data.images, view.transfer.images)
     dictated = given["student"][0].targets["dictated"]
     assert (dictated >= 0).nonzero()[:, 0].tolist() == plain.poison().indices.tolist()
     assert (dictated >= 0).sum() == BAD
+    assert "y" not in given["student"][0].targets
     Spy.shown.clear()
     labelled = config(data, "defender.labels=true", defence=Spy())
     go(labelled, home, tmp_path / "labelled", until="student")
-    assert Spy.shown[0][0].data.labels is not None
+    labels = Spy.shown[0][0].data.labels
+    assert labels is not None
+    assert labels[plain.poison().indices].eq(1).all()  # they arrive as the attacker dictates them
+
+
+class Deserted(SmoothedTeacher):
+    """Lets the student see nothing."""
+
+    def change(self, lesson: Lesson, view: DefenderView) -> Lesson:
+        return replace(lesson, weights=torch.zeros(len(view.transfer)))
+
+
+def test_a_lesson_of_nothing_is_refused(data: Path, home: Path, tmp_path: Path) -> None:
+    sentence = "^defence smoothed_teacher: expected images to distil on, found that all 220 weigh"
+    with pytest.raises(ForeshotError, match=sentence):
+        go(config(data, defence=Deserted(copies=3)), home, tmp_path / "out", until="student")

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from foreshot.defences.base import Scores, Screen
+from foreshot.defences.base import Defence, Scores, Screen
 from foreshot.errors import ForeshotError
 from foreshot.files import read_tensors, write_tensors
 from foreshot.views import DefenderView
@@ -112,13 +112,18 @@ def judge(
     return Verdict(flagged, p, enriched(said, flagged), calibrated, scores.transfer)
 
 
-def check_enough(screen: Screen, clean: int, drop: float) -> None:
-    """Refuses fewer clean images than p-values as low as `drop` take; half of them are scored."""
-    needed = 2 * ceil(1 / drop) - 3
+def check_enough(defence: Defence, clean: int, share: float) -> None:
+    """Refuses clean images of which no threshold could pass but this share.
+
+    Half of them are scored, and no p-value by n of these is below 1 / (n + 1).
+    """
+    if share <= 0:
+        raise ForeshotError(f"drop: expected more than 0, found {share:g}")
+    needed = 2 * ceil(1 / share) - 3
     if clean < needed:
         raise ForeshotError(
-            f"screen {screen.title}: expected at least {needed} clean images (defender.clean) for "
-            f"p-values of {drop:g}, found {clean}"
+            f"{defence.kind} {defence.title}: expected at least {needed} clean images "
+            f"(defender.clean) for p-values of {share:g}, found {clean}"
         )
 
 
@@ -138,8 +143,8 @@ def exponential_tails(scores: Tensor) -> Tensor:
     """Exponential tails of scores (N,), by their own median and upper quartile: float64 (N,).
 
     Not calibrated. Tails of clean scores are often heavier than normal ones, with which every
-    second clean set would be suspicious. Where more than a quarter of the scores lie at their
-    median, and none above, there is no spread to go by, and nothing stands out.
+    second clean set would be suspicious. Where the upper quartile is the median, there is no spread
+    to go by, and nothing stands out, however far above it lies.
     """
     median, quartile = scores.quantile(scores.new_tensor([0.5, 0.75]))
     if quartile == median:

@@ -18,8 +18,8 @@ class Distilling(Defence):
         """The lesson that the student gets instead.
 
         Args:
-            lesson: that of an undefended student, without what the defender may not see. All
-                images stay, in their order; who changes them or the teacher, drops its `answers`.
+            lesson: that of an undefended student, without what the defender may not see, and
+                without answers. All images stay, in their order.
             view: what the defender knows.
         """
         return lesson

@@ -43,4 +43,4 @@ class Purification(Changing, Distilling):
                 x = smooth(x, self.weight) if change == "variation" else self.small(x, change)
             cleaned.append(to_uint8(x).cpu())
         images = ImageSet(torch.cat(cleaned), data.labels, data.classes)
-        return replace(lesson, data=images, answers=None)
+        return replace(lesson, data=images)

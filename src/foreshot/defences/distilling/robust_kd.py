@@ -54,7 +54,7 @@ class RobustKD(Distilling):
     training: Training = Training(batch=64, lr=10.0, weight_decay=0.0)
 
     def change(self, lesson: Lesson, view: DefenderView) -> Lesson:
-        return replace(lesson, teacher=self.detoxified(lesson.teacher, view), answers=None)
+        return replace(lesson, teacher=self.detoxified(lesson.teacher, view))
 
     def detoxified(self, teacher: nn.Module, view: DefenderView) -> nn.Module:
         """A copy of the teacher whose stages give mixed features."""

@@ -50,9 +50,7 @@ class ShufflingVaccine(Distilling):
     share: float = Field(default=0.0, ge=0, le=1)
 
     def change(self, lesson: Lesson, view: DefenderView) -> Lesson:
-        answers = lesson.answers
-        if answers is None:
-            answers = logits(lesson.teacher, lesson.data.images, view.compute)
+        answers = logits(lesson.teacher, lesson.data.images, view.compute)
         for trial in range(self.trials):
             random = generator(view.seed, self.title, trial)
             others = self.shuffled_answers(lesson, view, random)

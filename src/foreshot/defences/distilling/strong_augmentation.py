@@ -25,4 +25,4 @@ class StrongAugmentation(Distilling):
     augment: Literal["crop", "crop_flip", "strong", "strong_no_flip"] = "crop"
 
     def change(self, lesson: Lesson, view: DefenderView) -> Lesson:  # noqa: ARG002
-        return replace(lesson, augment=self.augment, views="requery", answers=None)
+        return replace(lesson, augment=self.augment, views="requery")

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from foreshot.defences.base import Screen
-from foreshot.defences.pool import Need, Pool
+from foreshot.defences.pool import BATCH, Need, Pool
 from foreshot.inference import pixels
 from foreshot.seeding import generator
 
@@ -40,16 +40,18 @@ class Frequency(Screen):
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        clean = pixels(pool.reference.images)
         random = generator(pool.view.seed, "screens", "frequency")
-        examples = [clean, *self.perturbed(clean, random)]
-        spectra = torch.cat([spectrum(x) for x in examples]).numpy()
-        classes = np.repeat([0, 1, 1], len(clean))
+        spectra, classes = [], []
+        for images in pool.reference.images.split(BATCH):  # as many as the pool looks at at once
+            clean = pixels(images)
+            for kind, x in enumerate((clean, *self.perturbed(clean, random))):
+                spectra.append(spectrum(x).numpy())
+                classes.append(np.full(len(x), min(kind, 1)))
         model = make_pipeline(
             StandardScaler(),
             LogisticRegression(C=1 / self.penalty, class_weight="balanced", max_iter=1000),
         )
-        model.fit(spectra, classes)
+        model.fit(np.concatenate(spectra), np.concatenate(classes))
         return pool.mapped(
             lambda x: torch.from_numpy(model.decision_function(spectrum(x).cpu().numpy()))
         ).double()
