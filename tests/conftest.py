@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from foreshot import adversarial
 from foreshot.attacks import Attack, Problem
 from foreshot.attacks.problem import Chunk
 from foreshot.compute import CPU
@@ -27,6 +28,9 @@ from foreshot.training import Samples, Supervised, Training, fit
 from foreshot.triggers import Patch
 from foreshot.views import AttackerView
 
+EXAMPLES = adversarial.EXAMPLES
+"""What a detector learns from; of a tenth it learns enough for all tests but its own."""
+adversarial.EXAMPLES = EXAMPLES // 10
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start: two test processes have two cores
 os.environ.pop("FORESHOT_REMOTE", None)  # the tests share nothing

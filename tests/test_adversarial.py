@@ -8,13 +8,18 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from conftest import Tiny, stripes
+from conftest import EXAMPLES, Tiny, stripes
 from foreshot import adversarial
-from foreshot.adversarial import BATCH, BLIND, EXAMPLES, detector, examples, perturbed
+from foreshot.adversarial import BATCH, BLIND, detector, examples, perturbed
 from foreshot.compute import CPU
 from foreshot.inference import pixels
 from foreshot.models.checkpoint import state_digest
 from foreshot.seeding import generator
+
+
+@pytest.fixture(autouse=True)
+def all_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adversarial, "EXAMPLES", EXAMPLES)
 
 
 class Linear(nn.Module):
@@ -131,7 +136,7 @@ def test_the_teacher_stays_as_it_is_and_may_change_what_it_is_given(
             return self.of(x.mul_(0.5).add_(0.25))
 
     monkeypatch.setattr(adversarial, "EXAMPLES", 64)
-    teacher = Rude().train(training)
+    teacher = Rude().train(training).requires_grad_(True)
     before = state_digest(teacher)
     with torch.no_grad():
         detector(teacher, stripes(20, 7).images, CPU, seed=0, stage="d", epochs=1)
@@ -144,6 +149,7 @@ def test_a_detector_is_the_same_again_and_another_of_another_seed(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, keep_rng: None
 ) -> None:
     monkeypatch.setattr(adversarial, "EXAMPLES", 64)
+    tiny.teacher.requires_grad_(True)  # other tests distil from it, which freezes it
     images, x = stripes(20, 7).images, pixels(tiny.test.images[:8])
     made = [
         detector(tiny.teacher, images, CPU, seed=seed, stage="d", epochs=1) for seed in (0, 0, 1)
