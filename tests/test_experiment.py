@@ -545,6 +545,17 @@ def test_a_run_is_loaded_ready_to_call(undisturbed: Done) -> None:
     assert load_run(str(undisturbed.out)).metrics == undisturbed.metrics
 
 
+def test_what_a_run_did_not_write_is_not_read(undisturbed: Done, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    go(undisturbed.home, out, until="teacher")
+    for name in ("student.safetensors", "poison.safetensors", "metrics.json"):
+        shutil.copy(undisturbed.out / name, out / name)
+    loaded = load_run(out)
+    assert loaded.student is None
+    assert loaded.poison is None
+    assert loaded.metrics == {}
+
+
 @pytest.mark.parametrize("name", sorted(FILES - BESIDE))
 def test_a_run_with_a_flipped_byte_is_refused(name: str, copied: Path) -> None:
     flip(copied / name)
@@ -709,6 +720,18 @@ def test_poison_of_another_experiment_is_refused(undisturbed: Done, tmp_path: Pa
         go(home, tmp_path / "a", poison=undisturbed.out / "teacher.safetensors")
     with pytest.raises(ForeshotError, match="expected a safetensors file, found nothing"):
         go(home, tmp_path / "b", poison=tmp_path / "missing")
+
+
+@pytest.mark.parametrize("attack", ["pgd", ["pgd"], {"name": ["x"]}, None])
+def test_poison_of_an_odd_origin_is_taken_for_what_it_is(
+    attack: Any, undisturbed: Done, tmp_path: Path
+) -> None:
+    poison, about = Poison.load(undisturbed.out / "poison.safetensors")
+    del about["mark"]
+    poison.save(tmp_path / "odd.safetensors", about | {"attack": attack})
+    stages = Stages(config(), Store(tmp_path), CPU, tmp_path, silent)
+    adopted = stages.adopt_poison(tmp_path / "odd.safetensors")
+    assert torch.equal(adopted.poison.images, poison.images)
 
 
 def test_poison_of_another_dataset_is_refused(undisturbed: Done, tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """The evaluator counts what it says that it counts."""
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from conftest import CLASSES, Rule, Tiny
+from foreshot import metrics
 from foreshot.attacks import Noise, TriggerOnly, craft
 from foreshot.compute import CPU
 from foreshot.data import ImageSet
@@ -202,6 +204,37 @@ def test_ssim_is_the_formula() -> None:
         assert value == pytest.approx(ssim_by_hand(a, b), abs=1e-4)
     torch.testing.assert_close(ssim(one, one), torch.ones(3))
     assert (ssim(one, noise(3, side=16, seed=9)) < 0.2).all()
+
+
+@pytest.mark.parametrize("measure", [psnr, ssim])
+def test_each_image_is_measured_by_itself(
+    measure: Callable[[Tensor, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = noise(5, side=9), noise(5, side=9, seed=5)
+    whole = measure(one, two)
+    monkeypatch.setattr(metrics, "BATCH", 2)
+    torch.testing.assert_close(measure(one, two), whole)
+
+
+@pytest.mark.parametrize("side", [1, 4, 5])
+def test_tiny_images_have_a_similarity(side: int) -> None:
+    one = noise(3, side=side)
+    torch.testing.assert_close(ssim(one, one), torch.ones(3))
+    assert (ssim(one, 255 - one) < 0.9).all()
+
+
+class Reshaping(nn.Module):
+    """Takes no empty batch, as some networks of other packages do not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), 1, -1).sum(2).expand(-1, 3)
+
+
+def test_of_no_images_a_network_says_nothing() -> None:
+    assert logits(Reshaping(), torch.zeros((0, 1, 4, 4), dtype=torch.uint8), CPU).shape == (0, 3)
+    only = ImageSet(noise(4, side=4), torch.full((4,), 2), ("a", "b", "c"))
+    found = evaluate(Reshaping(), only, Patch(size=2), 2)
+    assert (found["asr"]["total"], found["asr"]["value"]) == (0, None)
 
 
 def test_stealth_measures_what_is_stored(tiny: Tiny) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from foreshot.seeding import generator
-from foreshot.transforms import Transform, transform
+from foreshot.transforms import Transform, jpeg, transform
 
 KINDS: tuple[Transform, ...] = get_args(Transform)
 
@@ -70,6 +70,17 @@ def test_jpeg_is_pillows_and_its_gradient_that_of_the_image() -> None:
     weights = some()
     (gradient,) = torch.autograd.grad((found * weights).sum(), x)
     torch.testing.assert_close(gradient, weights)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_of_other_numbers_of_channels_each_is_a_grey_jpeg(channels: int) -> None:
+    x = torch.rand((3, channels, 12, 9), generator=generator(0, "x"))
+    expected = torch.cat([jpeg(x[:, [channel]], 70) for channel in range(channels)], 1)
+    assert torch.equal(jpeg(x, 70), expected)
+    picture, stored = (x[0, 0] * 255).round().to(torch.uint8).numpy(), io.BytesIO()
+    Image.fromarray(picture).save(stored, "JPEG", quality=70)
+    again = torch.from_numpy(np.array(Image.open(stored))) / 255
+    torch.testing.assert_close(jpeg(x, 70)[0, 0], again)
 
 
 def test_depth_leaves_few_levels() -> None:

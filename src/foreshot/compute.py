@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from foreshot.errors import ForeshotError
 from foreshot.together import size
@@ -34,12 +33,12 @@ class Compute:
         """bfloat16 autocast, or nothing."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
-    def holds(self, images: Tensor) -> bool:
-        """Whether a whole set may lie on the device; if not, each batch is brought there."""
+    def holds(self, size: int) -> bool:
+        """Whether so many bytes may lie on the device; of a set that may not, each batch does."""
         if self.device.type == "cpu":
             return True
         free, _ = torch.cuda.mem_get_info(self.device)
-        return images.nbytes < free / 2
+        return size < free / 2
 
     def describe(self) -> dict[str, str | int]:
         """What the bits of a result depend on beside the inputs."""

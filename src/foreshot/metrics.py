@@ -1,6 +1,7 @@
 """The one evaluator: clean accuracy, attack success rate, their intervals, and stealth."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from foreshot.triggers.base import Trigger, stamp_uint8, unperturbed
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
+BATCH = 512
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
@@ -134,13 +136,29 @@ def stealth(
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each 8-bit image in dB, (N,); identical images give 100."""
-    error = (images.double() - reference.double()).square().mean((1, 2, 3))
-    return (10 * torch.log10(255**2 / error.clamp(min=255**2 * 1e-10))).float()
+
+    def decibels(x: Tensor, y: Tensor) -> Tensor:
+        error = (x.double() - y.double()).square().mean((1, 2, 3))
+        return (10 * torch.log10(255**2 / error.clamp(min=255**2 * 1e-10))).float()
+
+    return _by_batches(decibels, images, reference)
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
-    """Structural similarity of each image, (N,), Gaussian window of 11 (Wang et al., TIP 2004)."""
+    """Structural similarity of each image, (N,), Gaussian window of 11 (Wang et al., TIP 2004).
+
+    The images' edges are mirrored; those of less than 6 pixels a side have a window that fits.
+    """
     from kornia.metrics import ssim as kornia_ssim
 
-    maps = kornia_ssim(to_float(images), to_float(reference), window_size=11)
-    return maps.mean((1, 2, 3))
+    window = min(11, 2 * min(images.shape[2:]) - 1)
+
+    def similarity(x: Tensor, y: Tensor) -> Tensor:
+        return kornia_ssim(to_float(x), to_float(y), window_size=window).mean((1, 2, 3))
+
+    return _by_batches(similarity, images, reference)
+
+
+def _by_batches(of: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """What is measured of each image, (N,), of some images at a time: it takes many times them."""
+    return torch.cat([of(*pair) for pair in zip(x.split(BATCH), y.split(BATCH), strict=True)])

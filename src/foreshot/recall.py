@@ -41,7 +41,8 @@ class Recall:
         if views is None:
             raise ForeshotError(f"augment {kind}: no view comes up again; ask the teacher itself")
         classes = self._ask(torch.zeros(1).long(), torch.zeros(1).long()).shape[1]
-        self._kept = len(images) * views * classes * 4 <= LARGEST
+        size = len(images) * views * classes * 4
+        self._kept = size <= LARGEST and compute.holds(size)
         slots = views if self._kept else 1
         # The system gives memory to what is written, so views that do not occur cost none.
         self._answers = torch.empty(len(images), slots, classes, device=compute.device)

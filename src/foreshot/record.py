@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,14 @@ from foreshot.files import (
 from foreshot.models.base import Normalized
 from foreshot.models.checkpoint import load_model
 from foreshot.poison import Poison
+from foreshot.store import versions
 from foreshot.triggers import Blend, Trigger
 
-PACKAGES = ("foreshot", "torch", "numpy", "pillow", "safetensors", "pydantic", "kornia")
+PACKAGES = (
+    *("foreshot", "torch", "numpy", "safetensors", "pydantic"),
+    *("timm", "torchvision", "transformers"),
+)
+"""Whose versions the manifest tells, where they are there, beside `LIBRARIES`."""
 PATTERN = "trigger-pattern.png"
 """The file of a run folder that holds what a trigger has learned."""
 PICTURES = ("trigger.png", "poison.png")
@@ -180,24 +184,28 @@ class Run:
     @cached_property
     def poison(self) -> Poison | None:
         """The poison; None if the run stopped before."""
-        path = self.path / "poison.safetensors"
-        return Poison.load(path)[0] if path.exists() else None
+        name = "poison.safetensors"
+        return Poison.load(self.path / name)[0] if self._has(name) else None
 
     def _model(self, name: str) -> Normalized | None:
-        file = self.path / f"{name}.safetensors"
-        return load_model(file).model if file.exists() else None
+        name = f"{name}.safetensors"
+        return load_model(self.path / name).model if self._has(name) else None
+
+    def _has(self, name: str) -> bool:
+        """Whether the run wrote a file: the manifest lists it, so that it has been checked."""
+        return name in self.manifest["outputs"]
 
     @property
     def trigger(self) -> Trigger:
         """What was put on images; a trigger that was learned, with what was learned."""
         wanted = self.config.trigger
-        if isinstance(wanted, Blend) and (self.path / PATTERN).exists():
+        if isinstance(wanted, Blend) and self._has(PATTERN):
             return wanted.learned(self.path / PATTERN)
         return wanted
 
 
 def load_run(folder: str | Path) -> Run:
-    """Reads a run folder; every file is checked against the manifest's digests.
+    """Reads a run folder; what the manifest lists is checked against its digests, and read alone.
 
     Raises:
         ForeshotError: the folder is no finished run, or one of its files was changed.
@@ -215,13 +223,14 @@ def load_run(folder: str | Path) -> Run:
         if found != digest:
             raise ForeshotError(f"{file}: expected SHA-256 {str(digest)[:12]}, found {found[:12]}")
 
-    if not (path / "teacher.safetensors").exists():
-        raise ForeshotError(f"{path}: expected a run folder with a teacher, found none")
+    for needed in ("teacher.safetensors", "config.yaml"):
+        if needed not in outputs:
+            raise ForeshotError(f"{path}: expected a run folder with {needed}, found none")
     config, metrics = path / "config.yaml", path / "metrics.json"
     return Run(
         path=path,
         config=parse(config.read_text(encoding="utf-8"), str(config)),
-        metrics=read_json(metrics) if metrics.exists() else {},
+        metrics=read_json(metrics) if metrics.name in outputs else {},
         manifest=manifest,
     )
 
@@ -229,8 +238,7 @@ def load_run(folder: str | Path) -> Run:
 def environment() -> dict[str, Any]:
     """What a number depends on beside the config: `versions`, `source` (git), `host`."""
     return {
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
         "source": _commit(),
         "host": _host(),
     }

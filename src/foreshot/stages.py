@@ -7,7 +7,6 @@ the config that it obeys, and the source that it runs.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from foreshot.distillation import Distiller
 from foreshot.division import Parts, divide
 from foreshot.errors import ForeshotError
 from foreshot.executor import HERE, Executor
-from foreshot.files import file_digest, read_json, write_json
+from foreshot.files import file_digest, read_json, write_bytes, write_json
 from foreshot.inference import logits, pixels, place
 from foreshot.lesson import Change, Lesson
 from foreshot.metrics import evaluate, stealth
@@ -33,7 +32,7 @@ from foreshot.models.checkpoint import LoadedModel, load_model, save_model
 from foreshot.poison import Poison
 from foreshot.progress import Listener
 from foreshot.seeding import generator
-from foreshot.store import Artefact, Store, content_hash, source_digest
+from foreshot.store import Artefact, Store, content_hash, source_digest, versions
 from foreshot.together import size
 from foreshot.training import TRAINING, Samples, Supervised, Training, fit
 from foreshot.triggers import Blend, Learned, Trigger
@@ -58,8 +57,6 @@ CRAFTING = (
     "views.py",
 )
 """Sources that each kind of stage runs, beside those that all do."""
-LIBRARIES = ("pillow", "kornia")
-"""What changes images, beside torch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -461,7 +458,7 @@ class Stages:
             )
 
         def keep(folder: Path) -> None:
-            (folder / "model.safetensors").write_bytes(path.read_bytes())
+            write_bytes(folder / "model.safetensors", path.read_bytes())
 
         return self.trained(self.store.stage("adopted", {"file": file_digest(path)}, keep))
 
@@ -479,16 +476,17 @@ class Stages:
                 raise ForeshotError(
                     f"{path}: expected poison for {key} {expected}, found {about.get(key)}"
                 )
-        made, given = self.config.attack, about.get("attack") or {}
-        by = ATTACKS.get(given.get("name", made.name))
+        made, given = self.config.attack, about.get("attack")
+        name = given.get("name") if isinstance(given, dict) else None
+        by = ATTACKS.get(name) if isinstance(name, str) else None
         if by is not None and by.stamps != made.stamps:
             raise ForeshotError(
                 f"{path}: expected poison that carries the trigger as that of {made.name} does, "
-                f"found poison of {given['name']}; --set attack.name={given['name']} says so"
+                f"found poison of {name}; --set attack.name={name} says so"
             )
 
         def keep(folder: Path) -> None:
-            (folder / "poison.safetensors").write_bytes(path.read_bytes())
+            write_bytes(folder / "poison.safetensors", path.read_bytes())
 
         return Crafted(self.store.stage("adopted", {"file": file_digest(path)}, keep), poison)
 
@@ -590,7 +588,9 @@ class Stages:
         common = {
             "seed": self.config.seed,
             "source": source_digest("stages.py", "data/base.py", *sources),
-            "versions": {name: version(name) for name in LIBRARIES},
+            "versions": versions(
+                *sorted(self.config.teacher.model.packages | self.config.student.model.packages)
+            ),
         }
         return {**inputs, **common, **self.compute.describe()}
 

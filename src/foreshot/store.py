@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -27,6 +28,8 @@ from foreshot.remote import VARIABLE, LostError, Remote, reached
 from foreshot.together import agree, rank
 
 T = TypeVar("T")
+LIBRARIES = ("pillow", "kornia", "scikit-learn")
+"""What results depend on, beside torch and the packages that build networks."""
 DONE = "done.json"
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 """What says that a file is not there; that it could not be read at the time is no damage."""
@@ -249,6 +252,15 @@ def content_hash(value: Any) -> str:
 
 
 @cache
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of those packages that are there, and of `LIBRARIES`."""
+    found = {}
+    for package in (*LIBRARIES, *packages):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def source_digest(*names: str) -> str:
     """Hash of parts of foreshot's own source: a stage that runs other code is another stage.
 

@@ -148,7 +148,7 @@ def fit(
         )
     device = compute.device
     place(module, compute).train()
-    images = samples.images.to(device) if compute.holds(samples.images) else samples.images
+    images = samples.images.to(device) if compute.holds(samples.images.nbytes) else samples.images
     targets = {name: tensor.to(device) for name, tensor in samples.targets.items()}
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
@@ -227,7 +227,7 @@ def fit(
                 state = checkpoint.with_name(".failed.safetensors")
                 about = {"epochs": epoch, "step": step, "batch": batch}
                 _save(state, module, optimizer, parameters, about)
-                kept = f"; the weights before it, and the whole batch, are in {state}"
+                kept = f"; the parameters before it, and the whole batch, are in {state}"
             raise ForeshotError(
                 f"{label}: the loss became {mean} at step {step + 1} of epoch {epoch + 1}, images "
                 f"{', '.join(map(str, batch[:8]))}{', ...' * (len(batch) > 8)} of the set; lower "

@@ -139,16 +139,21 @@ def _jpeg(x: Tensor, random: torch.Generator) -> Tensor:
 
 
 def jpeg(x: Tensor, quality: int) -> Tensor:
-    """Stored as JPEG by Pillow, and read again."""
+    """Stored as JPEG by Pillow, and read again.
+
+    Three channels are a picture in colour; of any other number each is a grey one.
+    """
     levels = (x.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+    grey = len(levels[0]) != 3
+    pictures = levels.flatten(0, 1) if grey else levels.permute(0, 2, 3, 1)
     decoded = []
-    for image in levels:
-        picture = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    for picture in pictures:
         stored = io.BytesIO()
         Image.fromarray(picture.numpy()).save(stored, "JPEG", quality=quality)
-        again = torch.from_numpy(np.array(Image.open(stored)))
-        decoded.append(again[None] if len(image) == 1 else again.permute(2, 0, 1))
-    return _straight(x, torch.stack(decoded).to(x) / 255)
+        decoded.append(torch.from_numpy(np.array(Image.open(stored))))
+    again = torch.stack(decoded)
+    again = again.view_as(levels) if grey else again.permute(0, 3, 1, 2)
+    return _straight(x, again.to(x) / 255)
 
 
 def _straight(x: Tensor, changed: Tensor) -> Tensor:

@@ -126,8 +126,10 @@ class Crafting:
         chunk = Chunk(chunk.indices[filled], chunk.images[filled], chunk.effort)
         problem = Problem.pose(chunk, attack, self.view, self.teacher, self.beside)
         stored = problem.store(attack.perturb(problem))
-        crafted = Candidates(chunk.indices, stored, attack.conviction(problem, stored))
-        return crafted.keep(slice(0, count))
+        score = torch.zeros(size, dtype=torch.float64)
+        if attack.convinces:
+            score = attack.conviction(problem, stored)
+        return Candidates(chunk.indices, stored, score).keep(slice(0, count))
 
     def chunks(self, indices: Tensor, effort: int) -> Iterator[Chunk]:
         """The images at `indices`, in parts that hold nothing of the rest of the set."""

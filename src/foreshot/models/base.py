@@ -43,6 +43,13 @@ class Architecture(Member):
         """
 
     @property
+    def packages(self) -> frozenset[str]:
+        """Packages beside torch that build it, and the networks that it is made of."""
+        own = [getattr(self, field) for field in type(self).model_fields]
+        inner = (part.packages for part in own if isinstance(part, Architecture))
+        return frozenset[str]().union(*inner)
+
+    @property
     def title(self) -> str:
         """What errors call it."""
         return f"model {type(self).model_fields['name'].default}"

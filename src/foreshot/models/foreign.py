@@ -74,6 +74,10 @@ class Foreign(Architecture):
             raise ValueError(f"std: expected more than 0, found {self.std}")
         return self
 
+    @property
+    def packages(self) -> frozenset[str]:
+        return frozenset({self.package})
+
     @classmethod
     def described(cls, weights: Path) -> dict[str, Any]:
         """The fields that the user's weights decide."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
@@ -11,6 +11,7 @@ import torch
 from pydantic import field_validator
 
 from foreshot.errors import ForeshotError, nearest
+from foreshot.extras import imported
 from foreshot.files import read_json
 from foreshot.models.foreign import Bare, Foreign, check_names, check_shape, digest, is_blank
 
@@ -92,6 +93,8 @@ class Transformers(Foreign):
             )
         fields = json.loads(self.config, object_hook=_plain)
         kinds = package.models.auto.modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+        with suppress(ForeshotError):  # transformers takes what is imported already
+            imported("torchvision", "torchvision", self.title)
         # A wrapped timm model may be looked up on the net; the model timm does without.
         kinds = [kind for kind in kinds if kind != "timm_wrapper"]
         if fields["model_type"] not in kinds:
