@@ -585,6 +585,23 @@ def test_what_is_no_finished_run_is_refused(copied: Path, tmp_path: Path) -> Non
         load_run(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("trigger.size=9", "trigger patch: expected images of at least "),
+        ("student.model={name: vit, patch: 5}", "model vit: expected "),
+        ("attack.rate=0.0001", "attack.rate: expected 1 to "),
+    ],
+)
+def test_what_does_not_fit_the_data_leaves_no_trace(
+    setting: str, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ForeshotError, match=f"^{sentence}"):
+        go(tmp_path / "home", tmp_path / "out", setting)
+    assert not (tmp_path / "home/teacher").exists()
+    assert not (tmp_path / "out/config.yaml").exists()
+
+
 def test_a_folder_of_another_run_is_refused_and_left_alone(copied: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     with pytest.raises(ForeshotError, match=r"found another one \('target: 3' in its config\.yaml"):

@@ -64,6 +64,7 @@ def run(
         stages = Stages(config, shared, engine, home() / "data", listener, executor)
         data = stages.data
         given = None if teacher is None else stages.adopt_model(teacher)
+        stages.check()
         folder.claim()  # nothing is written for what is refused at once
 
         honest = given or stages.teacher()

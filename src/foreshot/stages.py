@@ -36,6 +36,7 @@ from foreshot.store import Artefact, Store, content_hash, source_digest, version
 from foreshot.together import size
 from foreshot.training import TRAINING, Samples, Supervised, Training, fit
 from foreshot.triggers import Blend, Learned, Trigger
+from foreshot.triggers.base import stamp_uint8
 from foreshot.triggers.learned import save_picture
 from foreshot.views import AttackerView
 
@@ -159,6 +160,17 @@ class Stages:
         found = {"train": self.data.train.digest, "test": self.data.test.digest}
         apart = {"surrogate": self.parts.surrogate, "clean": self.parts.clean}
         return found | {name: part.digest for name, part in apart.items() if part is not None}
+
+    def check(self) -> None:
+        """Refuses networks, a trigger and an attack that do not fit the data, before any work."""
+        train, config = self.data.train, self.config
+        networks = [config.teacher] if config.compression else [config.teacher, config.student]
+        with torch.device("meta"):
+            for network in networks:
+                network.model.build(train.shape, len(train.classes))
+        if not isinstance(self.trigger, Learned):  # that is learned once there is a teacher
+            stamp_uint8(self.trigger, train.images[:1])
+        config.attack.wanted(len(train))
 
     def teacher(self) -> Trained:
         """The teacher, trained on the labels of the training set."""
