@@ -87,6 +87,11 @@ def _surrogate(model: str, data: str, beside: bool = False) -> Settings:
     return (f"surrogate={{data: {data}, training: {training}, model: {model}}}", *more)
 
 
+def _steps(count: int, length: str) -> Settings:
+    """How the attacker descends, at a rate at which it shows."""
+    return ("attack.rate=0.01", f"attack.steps={count}", f"attack.step={length}")
+
+
 def _cross(rows: Axis, columns: Axis) -> Axis:
     """Every pair of two axes."""
     return {f"{a} to {b}": (*rows[a], *columns[b]) for a in rows for b in columns}
@@ -253,6 +258,13 @@ AXES: dict[str, Axis] = {
             *("attack.epsilon=32", "attack.weight=0.02"),
         ),
         "dot, 5 %, epsilon 16": (CROP, PICKED, *KNOWN, *POOLED, *OTHER),
+    },
+    "steps": {
+        "20 steps of 16": _steps(20, "16"),
+        "20 steps of 4": _steps(20, "4"),
+        "40 steps of 2": _steps(40, "2"),
+        "150 steps of 0.5": _steps(150, "0.5"),
+        "150 signs of 0.5": (*_steps(150, "0.5"), "attack.direction=sign"),
     },
     "covers": {
         "none, 5 %": (),

@@ -63,6 +63,10 @@ def test_a_cell_is_what_its_name_says(axis: str, cell: str) -> None:
     }
     if axis in names:
         assert names[axis] == cell
+    if axis == "steps":
+        attack = config.attack.model_dump()
+        direction = {"gradient": "steps", "sign": "signs"}[attack["direction"]]
+        assert cell == f"{attack['steps']} {direction} of {attack['step']:g}"
     if axis in ("trigger", "data"):
         assert cell.startswith((config.trigger.name, config.data.name))
 
