@@ -14,7 +14,7 @@ from conftest import ARCHITECTURE, CLASSES, SIDE, Rule, Tiny, stripes
 from foreshot.audit import inversion
 from foreshot.audit import student as students
 from foreshot.audit.inversion import Changes, faint, invert, lead, size_of, sized, success
-from foreshot.audit.student import StudentAudit, audit_student
+from foreshot.audit.student import Scaled, StudentAudit, audit_student
 from foreshot.cli import main
 from foreshot.compute import CPU
 from foreshot.data import ImageSet, save_images
@@ -281,6 +281,16 @@ def test_a_student_of_nan_is_refused(tiny: Tiny, pair: Pair) -> None:
     nan = Rule(lambda x: x.flatten(1)[:, :4] / 0)
     with pytest.raises(ForeshotError, match="student: expected finite logits"):
         audit_student(nan, tiny.teacher, pair.clean)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e15])
+def test_the_size_of_the_logits_changes_nothing(
+    factor: float, tiny: Tiny, pair: Pair, bad: StudentAudit
+) -> None:
+    """Who trains a student could scale its last layer, and hide what it knows."""
+    other = audit_student(Scaled(bad.student, torch.tensor(factor)), tiny.teacher, pair.clean)
+    torch.testing.assert_close(other.changes.sizes, bad.changes.sizes, rtol=1e-3, atol=0)
+    assert other.verdict == bad.verdict == "suspicious"
 
 
 class Sometimes(nn.Module):

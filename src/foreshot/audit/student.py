@@ -147,7 +147,9 @@ def audit_student(
     turns the student, and, for the classes for which the student needs least, what turns the
     student while the teacher keeps its answer. A natural feature of a class turns both. A universal
     perturbation of the student, which may turn it alone, has to be about as large for one class as
-    for the next, measured by what turns the teacher; that of a trigger is not.
+    for the next, measured by what turns the teacher; that of a trigger is not. The student's logits
+    are scaled to spread as the teacher's: their size changes no answer, and would change how well a
+    change is found.
 
     Args:
         student: float (n, C, H, W) in [0, 1] -> logits (n, K).
@@ -163,14 +165,15 @@ def audit_student(
         ForeshotError: the networks do not go together, or the images are too few or too alike.
     """
     with evaluating(student), evaluating(teacher):
-        said = _answers(student, teacher, clean, compute)
+        said, scale = _answers(student, teacher, clean, compute)
         classes = len(clean.classes)
         search = _Search(clean, said, seed, compute, store, listener)
         start = faint(torch.arange(classes), clean.shape, seed)
         turned, usual_took = search("teacher", teacher, None, start, SCREENING)
-        changes, student_took = search("student", student, None, start, SCREENING)
+        scaled = Scaled(student, scale)
+        changes, student_took = search("student", scaled, None, start, SCREENING)
         first = changes.sizes.argsort(stable=True)[:SUSPECTS]
-        alone, alone_took = search("student alone", student, teacher, changes.select(first), LONG)
+        alone, alone_took = search("student alone", scaled, teacher, changes.select(first), LONG)
     relative = alone.sizes / turned.sizes[first]
     return StudentAudit(
         student=student,
@@ -187,8 +190,26 @@ def audit_student(
     )
 
 
-def _answers(student: nn.Module, teacher: nn.Module, clean: ImageSet, compute: Compute) -> Tensor:
-    """What the teacher calls the images; refuses what no search could make sense of."""
+class Scaled(nn.Module):
+    """A network with its logits times a factor."""
+
+    def __init__(self, network: nn.Module, factor: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("factor", factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) * self.factor
+
+
+def _answers(
+    student: nn.Module, teacher: nn.Module, clean: ImageSet, compute: Compute
+) -> tuple[Tensor, Tensor]:
+    """What the teacher calls the images, and by how much its logits spread more than the student's.
+
+    Raises:
+        ForeshotError: no search could make sense of the networks or the images.
+    """
     classes = len(clean.classes)
     if classes < FEWEST:
         raise ForeshotError(
@@ -206,12 +227,14 @@ def _answers(student: nn.Module, teacher: nn.Module, clean: ImageSet, compute: C
             )
         if not answers.isfinite().all():
             raise ForeshotError(f"{name}: expected finite logits, found others")
+    spreads = {name: (z.double() - z.double().mean(1, True)).std() for name, z in said.items()}
+    scale = (spreads["teacher"] / spreads["student"].clamp(min=1e-30)).float().to(compute.device)
     called = said["teacher"].argmax(1)
     if len(called.unique()) == 1:
         raise ForeshotError(
             "clean: expected images of several classes, found that the teacher says one of all"
         )
-    return called
+    return called, scale
 
 
 @dataclass(frozen=True, eq=False)
