@@ -415,3 +415,15 @@ def test_each_takes_a_step_as_student(architecture: Foreign, teacher: Normalized
     Distiller(student, teacher, [Term(KD(), 1)])(images / 255)["loss"].backward()
     silent = [n for n, p in student.named_parameters() if p.grad is None]
     assert silent == []
+
+
+def test_transformers_is_built_where_nothing_has_imported_torchvision() -> None:
+    """It imports torchvision itself; PyPI's does not go with torch's CPU build as it is."""
+    code = (
+        "import torch\n"
+        "from foreshot.models import Transformers, build\n"
+        "images = torch.zeros((2, 3, 32, 32), dtype=torch.uint8)\n"
+        "print(tuple(build(Transformers(), images, 4, 0, 'teacher')(images / 255).shape))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "(2, 4)\n", done.stderr[-2000:]
