@@ -1,6 +1,6 @@
 """Measures the false alarms of `foreshot audit data`: how many clean sets does it call suspicious?
 
-    python claims/audit_data.py               # 90 audits; 14 seconds each before `detector`
+    python claims/audit_data.py               # 90 audits; 40 seconds each on a busy core
     python claims/audit_data.py --sets 4      # fewer of each kind
     python claims/audit_data.py --distil      # with a student of each set; `alike` alone
 
@@ -155,7 +155,7 @@ def main() -> None:
         }
         rows = {(row["kind"], row["clean"], row["number"]): row for row in kept(out, same)}
         left = [cell for cell in cells(given.sets, given.distil) if cell not in rows]
-        minutes = len(left) * (14 + 15 * given.distil) / 60
+        minutes = len(left) * (40 + 15 * given.distil) / 60
         print(f"{len(left)} sets left, about {minutes:.0f} minutes on a busy core")
         for cell in left:
             kind, clean, number = cell
