@@ -251,7 +251,6 @@ def content_hash(value: Any) -> str:
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-@cache
 def versions(*packages: str) -> dict[str, str]:
     """Versions of those packages that are there, and of `LIBRARIES`."""
     found = {}
@@ -261,6 +260,7 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+@cache
 def source_digest(*names: str) -> str:
     """Hash of parts of foreshot's own source: a stage that runs other code is another stage.
 
