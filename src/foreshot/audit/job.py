@@ -70,13 +70,14 @@ class Job:
         """Reads, screens and writes; scores of finished screens are found in the store."""
         source, real = self.source, self.source.resolve()
         out = self.out or AUDITS / (real.name if real.is_dir() else real.stem)
-        check_apart(out, source, *([self.clean] if self.clean else []))
+        sets = [source, *([self.clean] if self.clean else [])]
+        check_apart(out, *sets)
         renew(out, source, chosen=self.out is not None)
         screens = [self._screen(name) for name in self.screens]
         if self.distil and self.clean is None:
             raise ForeshotError("--distil: expected clean images (--clean), found none")
         if self.write_clean is not None:
-            check_free(self.write_clean, out, source, *([self.clean] if self.clean else []))
+            check_free(self.write_clean, out, *sets)
         engine = compute(self.device)
         teacher = load_teacher(self.teacher, self.architecture, self.size, engine)
         second = None
