@@ -38,9 +38,10 @@ def tables(preset: str, claim: Mapping[str, Any]) -> list[str]:
         "of the repair; of the monitor. A teacher that is trained "
         "for it, as `second_teacher` and `adversarial_teacher` need one, is not counted.",
         "#### Ranking",
-        f"Of the students that every row with a column `{NONE}` has: {shared(students)}. ASR: the "
-        "mean over those that were attacked, and over the adaptive attacks. Accuracy: what is "
-        "lost against no defence, in points, the mean over all of them and the most.",
+        f"Of the students that every row here has: {shared(students)}. ASR: the mean over those "
+        "that were attacked, and over the adaptive attacks. Accuracy: what is lost against no "
+        "defence, in points, the mean over all of them and the most. Not ranked is a defence "
+        f"with neither a column `{NONE}` nor undefended students of its own.",
         ranking(students),
         "#### Screens",
         "AUROC, and behind it the share of the poison found at 1 % of the clean images; without "
@@ -83,9 +84,10 @@ def table(runs: Runs, show: Show) -> str:
 def common(runs: Runs) -> Runs:
     """The runs of attacks and seeds that every defence has: others would rank what is not alike.
 
-    Of a defence that was not measured without an attack nobody knows the cost; it is not ranked.
+    Not ranked, as nobody knows what it costs: a defence that was not measured without an attack,
+    and has no undefended students of its own to be compared with, as repairs do.
     """
-    ranked = {run["defence"] for run in runs if run["attack"] == NONE}
+    ranked = {run["defence"] for run in runs if run["attack"] == NONE or "undefended" in run}
     runs = [run for run in runs if run["defence"] in ranked]
     cells = [
         {(run["attack"], run["seed"]) for run in runs if run["defence"] == defence}
