@@ -39,6 +39,32 @@ def train(model: nn.Module, tiny: Tiny, schedule: Training = SCHEDULE, **keyword
     return state_digest(model)
 
 
+class Forgetful(nn.Module):
+    """A network of which training leaves out a half at random, as dropout does."""
+
+    def __init__(self, tiny: Tiny) -> None:
+        super().__init__()
+        self.of, self.drop = fresh(tiny), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of(self.drop(x))
+
+
+def test_dropout_follows_from_the_seed_and_goes_on_where_it_was(
+    tiny: Tiny, tmp_path: Path, keep_rng: None
+) -> None:
+    before = torch.get_rng_state()
+    expected = train(Forgetful(tiny), tiny)
+    torch.rand(3)  # what others draw meanwhile
+    assert train(Forgetful(tiny), tiny) == expected
+    assert train(Forgetful(tiny), tiny, seed=6) != expected
+    file = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Killed):
+        train(Forgetful(tiny), tiny, checkpoint=file, listener=killer("advance", 7))
+    assert train(Forgetful(tiny), tiny, checkpoint=file) == expected
+    torch.set_rng_state(before)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny: Tiny) -> str:
     return train(fresh(tiny), tiny)

@@ -37,7 +37,7 @@ def perturbed(
     y: Tensor,
     epsilon: float | Tensor,
     steps: int,
-    random: torch.Generator,
+    random: torch.Generator | None,
     *,
     targeted: bool = False,
 ) -> Tensor:
@@ -52,7 +52,7 @@ def perturbed(
         y: classes, int64 (n,).
         epsilon: L-inf radius, in the pixel range [0, 1]; one for all, or (n, 1, 1, 1).
         steps: of the gradient.
-        random: of the start, on the CPU.
+        random: of the start, on the CPU; None is torch's own.
         targeted: whether `y` is what the network is to say, rather than what it is not to.
     """
     low, high = (x - epsilon).clamp(min=0), (x + epsilon).clamp(max=1)

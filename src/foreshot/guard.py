@@ -247,7 +247,7 @@ class Guard:
                 self.config.teacher,
                 "own teacher",
                 stages.parts.taught,
-                partial(defence.supervised, seed=self._seed),
+                defence.supervised,
                 defence=defence.model_dump(mode="json"),
                 defending=source_digest(*DEFENDING),
             )

@@ -27,15 +27,20 @@ def derived(seed: int, *keys: Key) -> int:
 
 
 @contextmanager
-def drawing(seed: int, *keys: Key) -> Iterator[None]:
-    """Within, what draws from torch's global generator is seeded; it is left as it was.
+def drawing(seed: int, *keys: Key, device: torch.device | None = None) -> Iterator[None]:
+    """Within, what draws from torch's global generators is seeded; they are left as they were.
 
-    For initialisers that take no generator. Tensors are made on the CPU.
+    For what takes no generator: initialisers, and layers such as dropout.
 
     Args:
         seed: the experiment's seed.
         keys: what the randomness is for.
+        device: where it is drawn beside the CPU, if elsewhere.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    there = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=there):
         torch.set_rng_state(generator(seed, *keys).get_state())
+        for each in there:
+            with torch.cuda.device(each):
+                torch.cuda.manual_seed(derived(seed, *keys))
         yield

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from foreshot.augment import Augmentation, augment, draw_views
 from foreshot.compute import Compute
+from foreshot.data.base import check_images
 from foreshot.errors import ForeshotError
 from foreshot.family import Part
 from foreshot.files import read_tensors, write_tensors
 from foreshot.inference import pixels, place
 from foreshot.progress import Event, Listener, silent
 from foreshot.recall import Recall
-from foreshot.seeding import generator
+from foreshot.seeding import drawing, generator
 from foreshot.together import even, parallel, rank, share, size, summed
 
 TRAINING = (
@@ -88,6 +89,9 @@ class Samples:
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     teacher: nn.Module | None = None
     weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_images(self.images)
 
 
 AHEAD = 8
@@ -204,7 +208,9 @@ def fit(
             given = {name: tensor[index] for name, tensor in targets.items()}
             if recall:
                 given["teacher_logits"] = recall(mine, views[mine])
-            with compute.autocast():
+            # Dropout and the like draw from torch's own generators.
+            draws = drawing(seed, stage, "layers", epoch, number, rank(), device=device)
+            with draws, compute.autocast():
                 loss = trained(x, **given)["loss"]
             optimizer.zero_grad(set_to_none=True)
             # Shares may differ by one image; the mean over processes is to be that over the batch.

@@ -243,7 +243,7 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, steps: int = 20)
 def hardened(tiny: Tiny) -> nn.Module:
     assert tiny.train.labels is not None
     model = build(ARCHITECTURE, tiny.train.images, 4, 0, "teacher")
-    module = AdversarialTeacher(epsilon=24).supervised(model, seed=0)
+    module = AdversarialTeacher(epsilon=24).supervised(model)
     samples = Samples(tiny.train.images, {"y": tiny.train.labels})
     fit(module, samples, Training(epochs=8, batch=40, lr=0.1), CPU, seed=0, stage="teacher")
     return model
@@ -265,7 +265,7 @@ def test_an_adversarially_trained_teacher_holds_where_a_plain_one_falls(
 def test_a_killed_adversarial_training_ends_with_the_same_bits(tiny: Tiny, tmp_path: Path) -> None:
     def train(file: Path | None, after: int) -> str:
         model = build(ARCHITECTURE, tiny.train.images, 4, 0, "teacher")
-        module = AdversarialTeacher().supervised(model, seed=2)
+        module = AdversarialTeacher().supervised(model)
         assert tiny.train.labels is not None
         samples = Samples(tiny.train.images[:90], {"y": tiny.train.labels[:90]})
 

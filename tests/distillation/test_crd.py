@@ -17,6 +17,7 @@ from foreshot.distillation.losses.crd import CRD, Memory, draw, nce
 
 SAMPLES = 20
 INDEX = torch.tensor([3, 17, 0, 8, 11])
+NO_SALT = torch.tensor(0)
 
 
 def made(**fields: Any) -> tuple[CRD, nn.ModuleList, Signals]:
@@ -44,11 +45,11 @@ def embedded(memory: Memory, batch: Signals) -> list[Tensor]:
         ]
 
 
-def splitmix64(count: int, start: int = 0) -> list[int]:
-    """Steele et al. (2014), in Python's integers: outputs `start` to `start + count` of seed 0."""
+def splitmix64(count: int, start: int = 0, seed: int = 0) -> list[int]:
+    """Steele et al. (2014), in Python's integers: outputs `start` to `start + count` of a seed."""
     numbers = []
     for i in range(start + 1, start + count + 1):
-        x = i * 0x9E3779B97F4A7C15 % 2**64
+        x = (seed + i * 0x9E3779B97F4A7C15) % 2**64
         x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
         x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
         numbers.append(x ^ x >> 31)
@@ -81,7 +82,7 @@ def by_hand(memory: Memory, batch: Signals, drawn: list[int], temperature: float
 def test_it_is_the_formula() -> None:
     loss, learned, batch = made()
     memory = memory_of(learned)
-    drawn = [number // 2 % SAMPLES for number in splitmix64(9)]
+    drawn = [number // 2 % SAMPLES for number in splitmix64(9, seed=int(memory.salt))]
     expected, *log_z = by_hand(memory, batch, drawn, 0.125)
     assert loss.value(batch, learned).item() == pytest.approx(expected, rel=1e-12)
     assert memory.log_z.tolist() == pytest.approx(log_z, rel=1e-12)
@@ -96,7 +97,7 @@ def test_it_is_torchdistills(torchdistill: ModuleType) -> None:
     oracle.memory_v2.copy_(memory.rows[1])
     for step in range(2):
         student, teacher = embedded(memory, batch)
-        drawn = draw(memory.step, 9, SAMPLES).expand(5, 9)
+        drawn = draw(memory.step, memory.salt, 9, SAMPLES).expand(5, 9)
         extra = {"pos_idx": INDEX, "contrast_idx": torch.cat((INDEX[:, None], drawn), 1)}
         student_io = {"s": {"output": student}, "e": {"input": extra}}
         theirs = oracle(student_io, {"t": {"output": teacher}})
@@ -140,9 +141,11 @@ def test_negatives_are_those_of_splitmix64_and_uniform() -> None:
     assert splitmix64(1) == [0xE220A8397B1DCDAF]  # the published first number of seed 0
     for step in (0, 5, 10**12):
         expected = [number // 2 % 1000 for number in splitmix64(64, step * 64)]
-        assert draw(torch.tensor(step), 64, 1000).tolist() == expected
+        assert draw(torch.tensor(step), NO_SALT, 64, 1000).tolist() == expected
+        expected = [number // 2 % 1000 for number in splitmix64(64, step * 64, 2**61 + 1)]
+        assert draw(torch.tensor(step), torch.tensor(2**61 + 1), 64, 1000).tolist() == expected
     count, total = 4096, 50
-    drawn = torch.stack([draw(torch.tensor(step), count, total) for step in range(100)])
+    drawn = torch.stack([draw(torch.tensor(step), NO_SALT, count, total) for step in range(100)])
     assert drawn.min() == 0
     assert drawn.max() == total - 1
     size = count * 100
@@ -176,7 +179,7 @@ def test_what_is_remembered_follows_the_embeddings_in_training_only() -> None:
     assert torch.equal(memory.log_z, first)
     assert memory.step == 2
     buffers = {name for name, _ in memory.named_buffers()}
-    assert buffers == {"rows", "log_z", "step"}
+    assert buffers == {"rows", "log_z", "step", "salt"}
 
 
 def test_a_resumed_training_is_the_same() -> None:

@@ -62,6 +62,11 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(
     torch.testing.assert_close(outputs["loss"], expected)
 
 
+def test_a_term_takes_no_more_than_it_has() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        Term(KD(), 1.0, (), "more")
+
+
 def test_without_labels_the_cross_entropy_is_left_out_and_nothing_rescaled(
     tiny: Tiny, student: Normalized, x: Tensor
 ) -> None:

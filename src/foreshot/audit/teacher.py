@@ -67,7 +67,7 @@ def load_teacher(
     network = _parsed(architecture, path, option)
     file = path / "model.safetensors" if path.is_dir() else path
     classes = _classes(network, file, (3, size, size))
-    with drawing(0, "audit"):  # what the weights do not overwrite
+    with drawing(0, "audit"), torch.device("cpu"):  # what the weights do not overwrite
         built = network.build((3, size, size), len(classes))
     given = network.normalisation()
     if given is None:

@@ -18,6 +18,13 @@ from foreshot.files import tensor_bytes
 from foreshot.seeding import generator
 
 
+def check_images(images: Tensor) -> None:
+    """Refuses what is not uint8 (N, C, H, W), such as floats in [0, 1]."""
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        found = f"{images.dtype} {tuple(images.shape)}"
+        raise ForeshotError(f"images: expected uint8 (N, C, H, W), found {found}")
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images with, perhaps, labels.
@@ -35,9 +42,7 @@ class ImageSet:
     again: Again | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            found = f"{self.images.dtype} {tuple(self.images.shape)}"
-            raise ForeshotError(f"images: expected uint8 (N, C, H, W), found {found}")
+        check_images(self.images)
         if self.labels is None:
             return
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:

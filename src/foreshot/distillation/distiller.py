@@ -38,7 +38,8 @@ class Term(Part):
     at: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, *values: Any, **fields: Any) -> None:
-        super().__init__(**dict(zip(type(self).model_fields, values, strict=False)), **fields)
+        names = list(type(self).model_fields)[: len(values)]
+        super().__init__(**dict(zip(names, values, strict=True)), **fields)
 
     @model_validator(mode="after")
     def _features_have_layers(self) -> Self:
@@ -209,7 +210,8 @@ class Distiller(nn.Module):
         with evaluating(self.student):
             *_, pairs = self._signals(example)
         for (place, term), compared in zip(self._named_terms(), pairs, strict=True):
-            with drawing(seed, "init", "distillation", place), torch.enable_grad():
+            drawn = drawing(seed, "init", "distillation", place)
+            with drawn, torch.device("cpu"), torch.enable_grad():
                 learned = term.loss.learn([(a.cpu(), b.cpu()) for a, b in compared], samples)
             if learned is not None:
                 self.learned[place] = learned.to(example)

@@ -44,7 +44,7 @@ def build(
         ForeshotError: the images do not fit the architecture.
     """
     channels, height, width = images.shape[1:]
-    with drawing(seed, "init", key):
+    with drawing(seed, "init", key), torch.device("cpu"):
         network = architecture.build((channels, height, width), classes)
     given = architecture.normalisation()
     mean, std = channel_statistics(images) if given is None else map(torch.tensor, given)

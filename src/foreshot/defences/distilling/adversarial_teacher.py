@@ -2,13 +2,11 @@
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from foreshot.adversarial import perturbed
 from foreshot.defences.distilling.base import OwnTeacher
-from foreshot.seeding import generator
 from foreshot.training import Supervised
 
 
@@ -32,8 +30,8 @@ class AdversarialTeacher(OwnTeacher):
     epsilon: float = Field(default=2, gt=0, le=255)
     steps: int = Field(default=1, ge=1, le=100)
 
-    def supervised(self, network: nn.Module, seed: int) -> nn.Module:
-        return Adversarial(network, self.epsilon / 255, self.steps, seed)
+    def supervised(self, network: nn.Module) -> nn.Module:
+        return Adversarial(network, self.epsilon / 255, self.steps)
 
 
 class Adversarial(Supervised):
@@ -42,23 +40,12 @@ class Adversarial(Supervised):
     Args:
         network: float (n, C, H, W) in [0, 1] -> logits (n, K).
         epsilon: L-inf radius, in the pixel range [0, 1].
-        steps: of the perturbation.
-        seed: of the random starts, which follow from it and from the number of the batch.
+        steps: of the perturbation, from a start that `fit` seeds.
     """
 
-    def __init__(self, network: nn.Module, epsilon: float, steps: int, seed: int) -> None:
+    def __init__(self, network: nn.Module, epsilon: float, steps: int) -> None:
         super().__init__(network)
-        self.epsilon, self.steps, self.seed = epsilon, steps, seed
-        self.batches = 0
+        self.epsilon, self.steps = epsilon, steps
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        random = generator(self.seed, "adversarial", self.batches)
-        self.batches += 1
-        return super().forward(perturbed(self.network, x, y, self.epsilon, self.steps, random), y)
-
-    def get_extra_state(self) -> Tensor:
-        """The number of batches so far, so that a training that goes on goes on drawing."""
-        return torch.tensor(self.batches)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.batches = int(state)
+        return super().forward(perturbed(self.network, x, y, self.epsilon, self.steps, None), y)

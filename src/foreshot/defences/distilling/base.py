@@ -32,5 +32,5 @@ class OwnTeacher(Distilling):
     """
 
     @abstractmethod
-    def supervised(self, network: nn.Module, seed: int) -> nn.Module:
+    def supervised(self, network: nn.Module) -> nn.Module:
         """The network as a module that `fit` can train on images and labels `y`."""

@@ -34,13 +34,14 @@ def nce(positive: Tensor, negative: Tensor, total: int) -> Tensor:
     return -(found + told_apart).mean()
 
 
-def draw(step: Tensor, count: int, total: int) -> Tensor:
+def draw(step: Tensor, salt: Tensor, count: int, total: int) -> Tensor:
     """Integers in [0, total), (count,): the next `count` numbers of splitmix64 at each step.
 
     A hash of a counter needs no state but the step, and is computed where the step lives.
 
     Args:
         step: int64 scalar.
+        salt: int64 scalar; another one draws others.
         count: how many to draw.
         total: number of integers to draw from.
     """
@@ -50,7 +51,7 @@ def draw(step: Tensor, count: int, total: int) -> Tensor:
 
     # The generator's constants as they read in int64, whose arithmetic wraps around.
     counter = step * count + torch.arange(1, count + 1, device=step.device)
-    x = counter * -0x61C8864680B583EB
+    x = salt + counter * -0x61C8864680B583EB
     x = (x ^ shifted(x, 30)) * -0x40A7B892E31B1A47
     x = (x ^ shifted(x, 27)) * -0x6B2FB644ECCEEE15
     return shifted(x ^ shifted(x, 31), 1) % total
@@ -68,6 +69,7 @@ class Memory(nn.Module):
     rows: Tensor
     log_z: Tensor
     step: Tensor
+    salt: Tensor
 
     def __init__(self, widths: Sequence[int], dim: int, samples: int) -> None:
         super().__init__()
@@ -75,6 +77,7 @@ class Memory(nn.Module):
         self.register_buffer("rows", F.normalize(torch.randn(len(widths), samples, dim), dim=2))
         self.register_buffer("log_z", torch.zeros(len(widths)))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("salt", torch.randint(1 << 62, ()))
 
     @torch.no_grad()
     def remember(self, embedded: Tensor, index: Tensor, momentum: float, log_z: Tensor) -> None:
@@ -137,7 +140,7 @@ class CRD(Loss):
         )
         anchors = F.normalize(embedded, dim=2)
         total = memory.rows.shape[1]
-        drawn = draw(memory.step, self.negatives, total)
+        drawn = draw(memory.step, memory.salt, self.negatives, total)
         # Each anchor meets the memory of the other network. Rows are copied as they are read, so
         # what autograd has saved is not changed when they are moved on.
         partners, others = (memory.rows[:, chosen].flip(0) for chosen in (index, drawn))
