@@ -1,5 +1,6 @@
 """Pictures of a trigger and of poison, to be looked at."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from foreshot.compute import Compute
 from foreshot.data.base import ImageSet
+from foreshot.errors import printable
 from foreshot.files import replacing
 from foreshot.inference import logits
 from foreshot.poison import Poison
@@ -27,12 +29,7 @@ def trigger_portrait(path: Path, trigger: Trigger, transfer: ImageSet) -> None:
         "clean image": plain[0],
         "stamped image": stamp_uint8(trigger, plain)[0],
     }
-    figure = Figure(figsize=(6, 2.4), layout="constrained")
-    for axes, (title, image) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        _show(axes, image)
-        axes.set_title(title, fontsize=9)
-    figure.suptitle(trigger.title, fontsize=10)
-    _save(figure, path)
+    _draw(path, trigger.title, {"": list(zip(panels.values(), panels, strict=True))})
 
 
 class Specimens(NamedTuple):
@@ -74,41 +71,65 @@ def contact_sheet(
 ) -> None:
     """Draws some poison: original, perturbation, stored image; what the teacher says of each."""
     count = min(SHOWN, len(poison))
-    figure = Figure(figsize=(1.25 * max(count, 3), 4.4), layout="constrained")
     if count == 0:
-        figure.text(0.5, 0.5, "no poison", ha="center", va="center")
-        return _save(figure, path)
+        _draw(path, "no poison", {})
+        return
     original, difference, stored, factor = specimens(transfer, poison, trigger, stamps)
+
+    def told(images: Tensor) -> list[tuple[Tensor, str]]:
+        shares, numbers = logits(teacher, images, compute).softmax(1).max(1)
+        names = [printable(transfer.classes[number]) for number in numbers.tolist()]
+        texts = [
+            f"{name if len(name) <= 18 else f'{name[:17]}…'}\n{share:.0%}"
+            for name, share in zip(names, shares.tolist(), strict=True)
+        ]
+        return list(zip(images, texts, strict=True))
+
     rows = {
-        "original": original,
-        f"perturbation\n× {factor:.0f}": difference,
-        "stored\n(poisoned)": stored,
+        "original": told(original),
+        f"perturbation\n× {factor:.0f}": [(image, "") for image in difference],
+        "stored\n(poisoned)": told(stored),
     }
-    grid = figure.subplots(3, count, squeeze=False)
-    for line, (title, images) in zip(grid, rows.items(), strict=True):
-        said = logits(teacher, images, compute).softmax(1)
-        for column, (axes, image) in enumerate(zip(line, images, strict=True)):
-            _show(axes, image)
-            if images is not rows["original"] and images is not stored:
-                continue
-            share, number = said[column].max(0)
-            name = transfer.classes[int(number)]
-            name = name if len(name) <= 18 else f"{name[:17]}…"
-            axes.set_xlabel(f"{name}\n{float(share):.0%}", fontsize=7, parse_math=False)
-        line[0].set_ylabel(title, fontsize=9)
-    figure.suptitle("poisoned by foreshot: what the teacher says of it", fontsize=10)
-    return _save(figure, path)
+    _draw(path, "poisoned by foreshot: what the teacher says of it", rows)
 
 
-def _show(axes: Axes, image: Tensor) -> None:
+CELL, GAP, TEXT, SIDE = 1.25, 0.06, 0.32, 0.35
+"""Inches: of an image, between two, of a text below one, of a title beside or above them."""
+
+
+def _draw(path: Path, title: str, rows: Mapping[str, Sequence[tuple[Tensor, str]]]) -> None:
+    """Images, uint8 (C, H, W), in rows with a name each, and a text below each image.
+
+    On one pair of axes, in inches, as axes of their own would take most of the time.
+    """
+    widest = max([3, *map(len, rows.values())])
+    beside = SIDE if any(rows) else 0
+    texts = {name: TEXT * any(text for _, text in row) for name, row in rows.items()}
+    width = beside + GAP + widest * (CELL + GAP)
+    height = SIDE + sum(CELL + GAP + below for below in texts.values()) + GAP
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.text(width / 2, SIDE / 2, title, fontsize=10, ha="center", va="center", parse_math=False)
+    top = SIDE
+    for name, row in rows.items():
+        middle = top + CELL / 2
+        axes.text(beside / 2 + GAP, middle, name, fontsize=9, rotation=90, ha="center", va="center")
+        for column, (image, text) in enumerate(row):
+            left = beside + GAP + column * (CELL + GAP)
+            high, wide = (CELL * side / max(image.shape[1:]) for side in image.shape[1:])
+            x, y = left + (CELL - wide) / 2, top + (CELL - high) / 2
+            _show(axes, image, (x, x + wide, y + high, y))
+            place = left + CELL / 2, top + CELL + GAP / 2
+            axes.text(*place, text, fontsize=7, ha="center", va="top", parse_math=False)
+        top += CELL + GAP + texts[name]
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=150, metadata={"Software": "foreshot"})
+
+
+def _show(axes: Axes, image: Tensor, extent: tuple[float, float, float, float]) -> None:
     array = image.permute(1, 2, 0).numpy()
     if array.shape[2] not in (3, 4):
         array = array[:, :, 0]
-    axes.imshow(array, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=150, metadata={"Software": "foreshot"})
+    axes.imshow(array, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
