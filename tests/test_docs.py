@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
@@ -36,17 +38,41 @@ def ran(command: list[str], env: dict[str, str]) -> None:
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
+def as_main(program: Path) -> None:
+    sys.argv = [str(program)]
+    run_path(str(program), run_name="__main__")
+
+
+def forked(program: Path) -> None:
+    """Runs a program in a process of its own, which need not import everything once more."""
+    process = get_context("fork").Process(target=as_main, args=(program,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+@pytest.fixture
+def home(
+    at: dict[str, str], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one page has trained, another one finds."""
+    monkeypatch.setenv("FORESHOT_HOME", str(tmp_path_factory.getbasetemp().parent / "docs"))
+
+
+@pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("path", HOW_TO)
-def test_each_how_to_is_a_program_that_holds_what_it_says(path: Path, at: dict[str, str]) -> None:
+def test_each_how_to_is_a_program_that_holds_what_it_says(path: Path) -> None:
     assert f'--8<-- "howto/{path.name}"' in path.with_suffix(".md").read_text(encoding="utf-8")
-    ran([sys.executable, str(path)], at)
+    forked(path)
 
 
+@pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
-def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, at: dict[str, str]) -> None:
-    text = page.read_text(encoding="utf-8")
-    code = "\n".join(block for kind, block in BLOCK.findall(text) if kind == "python")
-    ran([sys.executable, "-c", code], at)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path) -> None:
+    text, program = page.read_text(encoding="utf-8"), Path("page.py")
+    blocks = [block for kind, block in BLOCK.findall(text) if kind == "python"]
+    program.write_text("\n".join(blocks), encoding="utf-8")
+    forked(program)
 
 
 @pytest.mark.slow

@@ -19,25 +19,26 @@ defences, matrix = import_module("defences"), import_module("matrix")
 
 @pytest.mark.parametrize("preset", defences.SETTINGS)
 def test_a_cell_is_what_its_names_say(preset: str) -> None:
-    for attack in defences.ATTACKS:
-        for defence in defences.ROWS:
-            config = defences.config_of(preset, attack, defence, 3)
-            name, _, rule = defence.partition(", ")
-            expected = defences.WITHOUT if defence == defences.UNDEFENDED else name
-            assert config.defender.level == (0.2 if rule == "level 0.2" else None)
-            assert config.defender.drop == (0.02 if rule.endswith("drop 0.02") else 0.05)
-            if isinstance(config.defence, Combined):
-                has = any(screen.name == "detector" for screen in config.defence.screens)
-                assert has != rule.startswith("without detector")
-            assert (config.defence.name, config.seed) == (expected, 3)
-            assert config.attack.rate == (0.01 if "1 %" in attack else 0.05)
-            if attack in ("fgsm", "pgd", "cw"):
-                assert config.attack.name == attack
-            # Enough for a screen to remove anything; for a repair 1 % of the set itself.
-            if config.defence.kind == "repair":
-                assert config.defender.clean <= 100
-            else:
-                assert 1 / (config.defender.clean / 2 + 1) <= config.defender.drop / 10
+    attacks, rows = list(defences.ATTACKS), list(defences.ROWS)
+    for number in range(max(len(attacks), len(rows))):  # each of them at least once
+        attack, defence = attacks[number % len(attacks)], rows[number % len(rows)]
+        config = defences.config_of(preset, attack, defence, 3)
+        name, _, rule = defence.partition(", ")
+        expected = defences.WITHOUT if defence == defences.UNDEFENDED else name
+        assert config.defender.level == (0.2 if rule == "level 0.2" else None)
+        assert config.defender.drop == (0.02 if rule.endswith("drop 0.02") else 0.05)
+        if isinstance(config.defence, Combined):
+            has = any(screen.name == "detector" for screen in config.defence.screens)
+            assert has != rule.startswith("without detector")
+        assert (config.defence.name, config.seed) == (expected, 3)
+        assert config.attack.rate == (0.01 if "1 %" in attack else 0.05)
+        if attack in ("fgsm", "pgd", "cw"):
+            assert config.attack.name == attack
+        # Enough for a screen to remove anything; for a repair 1 % of the set itself.
+        if config.defence.kind == "repair":
+            assert config.defender.clean <= 100
+        else:
+            assert 1 / (config.defender.clean / 2 + 1) <= config.defender.drop / 10
 
 
 def test_a_cell_is_what_foreshot_run_measures(
