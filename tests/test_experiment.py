@@ -47,6 +47,7 @@ student:
   model: {name: resnet, depth: 8, width: 0.5, stem_stride: 2}
   training: {epochs: 2, batch: 64, augment: crop}
 """
+AT = "[{{loss: {{name: at}}, at: [[network.{}, network.{}]]}}]"
 FILES = {
     "config.yaml",
     "controls/clean.safetensors",
@@ -591,6 +592,10 @@ def test_what_is_no_finished_run_is_refused(copied: Path, tmp_path: Path) -> Non
         ("trigger.size=9", "trigger patch: expected images of at least "),
         ("student.model={name: vit, patch: 5}", "model vit: expected "),
         ("attack.rate=0.0001", "attack.rate: expected 1 to "),
+        ("surrogate={model: {name: vit, patch: 5}}", "model vit: expected "),
+        ("attack={name: counterfactual, student: {name: vit, patch: 5}}", "model vit: expected "),
+        (f"distillation.terms={AT.format('layer3', 'layer9')}", "teacher layer 'network.layer9'"),
+        (f"distillation.terms={AT.format('layer9', 'layer3')}", "student layer 'network.layer9'"),
     ],
 )
 def test_what_does_not_fit_the_data_leaves_no_trace(
@@ -668,6 +673,56 @@ def test_poison_that_carries_the_trigger_otherwise_is_refused(
         go(undisturbed.home, tmp_path / "out", poison=file)
     taken = go(undisturbed.home, tmp_path / "taken", plain, poison=file)
     assert taken.metrics["poison"]["linf_255"] <= 8
+
+
+def test_poison_that_the_config_does_not_speak_of_is_refused(
+    undisturbed: Done, tmp_path: Path
+) -> None:
+    """Labels of its own, and any at all where the config says that there is no attack."""
+    file = tmp_path / "poison.safetensors"
+    tensors, about = read_tensors(undisturbed.out / "poison.safetensors")
+    for name, setting, more, told in (
+        ("pgd", "attack.name=clean", {}, "found poison of pgd; --set attack.name=pgd says so"),
+        ("mine", "attack.name=clean", {}, "expected no poison"),
+        ("mine", "attack.name=fgsm", {"labels": torch.zeros(72).long()}, "found labels of its own"),
+    ):
+        write_tensors(file, tensors | more, about | {"attack": {"name": name}})
+        with pytest.raises(ForeshotError, match=told):
+            go(undisturbed.home, tmp_path / f"{name}, {setting}", setting, poison=file)
+
+
+def test_an_attack_of_no_images_needs_no_budget(undisturbed: Done, tmp_path: Path) -> None:
+    done = go(
+        *(undisturbed.home, tmp_path / "out", "attack.name=clean", "attack.count=5000"),
+        until="poison",
+    )
+    assert len(Poison.load(done.out / "poison.safetensors")[0]) == 0
+
+
+def test_keys_hold_the_packages_of_the_networks_that_a_stage_runs(tmp_path: Path) -> None:
+    """A teacher is shared by experiments of other students, and poison is not by attackers'."""
+    timm = "{name: timm, model: resnet10t}"
+
+    def packages(stage: str, *settings: str) -> bool:
+        made = Stages(config(*settings), Store(tmp_path), CPU, tmp_path, silent)
+        parts = {
+            "teacher": [made.config.teacher],
+            "poison": [*made._attacking, made.config.attack],
+            "student": [made.config.teacher, made.config.student],
+            "evaluate": None,
+        }[stage]
+        return "timm" in made.inputs((), parts)["versions"]
+
+    for setting, wanted in {
+        f"student.model={timm}": {"student", "evaluate"},
+        f"teacher.model={timm}": {"teacher", "poison", "student", "evaluate"},
+        f"surrogate={{model: {timm}}}": {"poison", "evaluate"},
+        f"attack={{name: counterfactual, pool: [{timm}]}}": {"poison", "evaluate"},
+        f"trigger={{name: salient, student: {timm}}}": {"poison", "evaluate"},
+        "seed=1": set(),
+    }.items():
+        every = ("teacher", "poison", "student", "evaluate")
+        assert {stage for stage in every if packages(stage, setting)} == wanted, setting
 
 
 def test_controls_take_the_same_base_images_and_keep_to_the_same_bounds(

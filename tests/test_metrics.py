@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,6 +105,13 @@ def test_a_class_without_images_is_left_out_and_per_class_is_by_true_class() -> 
     found = evaluate(backdoored(), labelled((5, 7, 9, 0)), WHITE, target=1)["per_class"]
     assert list(found) == ["horizontal", "vertical", "diagonal"]
     assert found["diagonal"]["asr"]["total"] == 9
+
+
+def test_classes_of_one_name_stay_apart() -> None:
+    data = replace(labelled(), classes=("a", "b", "a", "c"))
+    found = evaluate(backdoored(), data, WHITE, 1)
+    assert list(found["per_class"]) == ["a (0)", "b", "a (2)"]
+    assert sum(rates["clean_accuracy"]["total"] for rates in found["per_class"].values()) == 21
 
 
 def test_evaluation_is_of_the_stored_eight_bits_and_restores_the_mode(tiny: Tiny) -> None:

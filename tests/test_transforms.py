@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from foreshot.augment import augment
 from foreshot.seeding import generator
 from foreshot.transforms import Transform, jpeg, transform
 
@@ -37,6 +38,14 @@ def test_what_is_drawn_decides_alone_and_images_stay_images(kind: Transform, cha
         torch.testing.assert_close(drawn(x[1:2], kind, key), one[1:2])
     different = any(not torch.allclose(drawn(x, kind, key), x) for key in range(5))
     assert different == (kind != "none")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (20, 1)])
+def test_what_is_one_pixel_wide_is_not_reflected(shape: tuple[int, int]) -> None:
+    x = torch.rand((3, 1, *shape), generator=generator(0, "images"))
+    assert drawn(x, "crop_flip").shape == x.shape
+    images = (x * 255).to(torch.uint8)
+    assert augment(images, "crop_flip", generator(0, "augment")).shape == images.shape
 
 
 def test_a_crop_is_a_window_of_the_reflected_images() -> None:

@@ -81,7 +81,14 @@ def _uniform(images: Tensor, generator: torch.Generator) -> Tensor:
 def _shifts(shape: tuple[int, int, int]) -> tuple[int, int]:
     """By how many ways a crop may lie, down and across."""
     _, height, width = shape
-    return 2 * max(height // 8, 1) + 1, 2 * max(width // 8, 1) + 1
+    down, across = padding(height, width)
+    return 2 * down + 1, 2 * across + 1
+
+
+def padding(height: int, width: int) -> tuple[int, int]:
+    """By how much images are padded before a crop: an eighth; none of one pixel is reflected."""
+    down, across = (min(max(side // 8, 1), side - 1) for side in (height, width))
+    return down, across
 
 
 def _crop(images: Tensor, places: Tensor, shape: tuple[int, int, int]) -> Tensor:

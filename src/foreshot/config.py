@@ -49,7 +49,9 @@ class Surrogate(Network):
             `disjoint` ones: half of the training images, which neither the teacher nor the
             transfer set has then.
         with_teacher: the attacker has the teacher as well, and crafts what convinces it and each
-            network of an ensemble, so that a second teacher of the defender's may believe it too.
+            network of an ensemble as one, by the mean of the logs of their probabilities, so that
+            a second teacher of the defender's may believe it too. His students learn from the
+            teacher alone, as the victim's does.
     """
 
     data: Literal["same", "disjoint"] = "same"

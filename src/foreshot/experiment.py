@@ -215,8 +215,11 @@ def _seconds(
     guarded, *controls = defended.values()
     if guarded.seconds + watching:
         parts["defence"] = guarded.seconds + watching
+    # Without an attack, the clean control is the student itself.
+    students = {done.distilled.artefact.folder: done for done in controls}
+    students.pop(guarded.distilled.artefact.folder, None)
     parts["controls"] = sum(craft.seconds for craft in others) + sum(
-        done.seconds + done.distilled.artefact.seconds for done in controls
+        done.seconds + done.distilled.artefact.seconds for done in students.values()
     )
     parts["evaluate"] = last
     parts = {name: round(seconds, 3) for name, seconds in parts.items()}

@@ -1,9 +1,12 @@
 """Families: each member is a frozen pydantic model, its own configuration and its own code."""
 
+from collections.abc import Iterator
 from inspect import cleandoc
 from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
+
+P = TypeVar("P", bound="Part")
 
 
 class Part(BaseModel):
@@ -12,6 +15,17 @@ class Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+    def outermost(self, kind: type[P]) -> Iterator[P]:
+        """The parts of a kind that it is made of, itself among them; not what lies in them."""
+        if isinstance(self, kind):
+            yield self
+            return
+        for field in type(self).model_fields:
+            value = getattr(self, field)
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, Part):
+                    yield from part.outermost(kind)
 
 
 class Member(Part):

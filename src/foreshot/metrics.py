@@ -55,7 +55,8 @@ def evaluate(
     Returns:
         Rates: `clean_accuracy`, over all images; `asr`, stamped images called the target, and
         `robust_accuracy`, stamped images still called by their class, both over the images of
-        other classes than the target; `per_class`, the same three by class name.
+        other classes than the target; `per_class`, the same three by class name, and number where
+        several have one name.
 
     Raises:
         ForeshotError: the images have no labels, or the target is not one of their classes.
@@ -74,10 +75,11 @@ def evaluate(
     for number, name in enumerate(test.classes):
         mine, mine_stamped = labels == number, labels[other] == number
         if bool(mine.any()):
-            per_class[name] = {"clean_accuracy": rate(right[mine])}
+            key = name if test.classes.count(name) == 1 else f"{name} ({number})"
+            per_class[key] = {"clean_accuracy": rate(right[mine])}
             if number != target:
-                per_class[name]["asr"] = rate(hit[mine_stamped])
-                per_class[name]["robust_accuracy"] = rate(held[mine_stamped])
+                per_class[key]["asr"] = rate(hit[mine_stamped])
+                per_class[key]["robust_accuracy"] = rate(held[mine_stamped])
     return {
         "clean_accuracy": rate(right),
         "asr": rate(hit),

@@ -4,7 +4,7 @@ No stage knows the one after it. A stage's key is made of the digests of what it
 the config that it obeys, and the source that it runs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foreshot.attacks import ATTACKS, Attack, Clean
+from foreshot.attacks import ATTACKS, Attack, Clean, DirtyLabel
 from foreshot.compression.base import trainable
 from foreshot.compute import Compute
 from foreshot.config import Config, Network
@@ -22,22 +22,24 @@ from foreshot.distillation import Distiller
 from foreshot.division import Parts, divide
 from foreshot.errors import ForeshotError
 from foreshot.executor import HERE, Executor
+from foreshot.family import Part
 from foreshot.files import file_digest, read_json, write_bytes, write_json
 from foreshot.inference import logits, pixels, place
 from foreshot.lesson import Change, Lesson
 from foreshot.metrics import evaluate, stealth
 from foreshot.models import UnanimousNetwork, build
-from foreshot.models.base import Normalized
+from foreshot.models.base import Architecture, Normalized
 from foreshot.models.checkpoint import LoadedModel, load_model, save_model
 from foreshot.poison import Poison
 from foreshot.progress import Listener
 from foreshot.seeding import generator
 from foreshot.store import Artefact, Store, content_hash, source_digest, versions
+from foreshot.taps import Taps
 from foreshot.together import size
 from foreshot.training import TRAINING, Samples, Supervised, Training, fit
 from foreshot.triggers import Blend, Learned, Trigger
 from foreshot.triggers.base import stamp_uint8
-from foreshot.triggers.learned import save_picture
+from foreshot.triggers.learned import check_picture, save_picture
 from foreshot.views import AttackerView
 
 PICTURE = "trigger.png"
@@ -82,10 +84,11 @@ class Trained:
 
 @dataclass(frozen=True, eq=False)
 class Guide:
-    """What the attacker crafts on, and a digest that tells it from others."""
+    """What the attacker crafts on, a digest that tells it from others, and the teacher among it."""
 
     model: nn.Module
     digest: str
+    labeller: nn.Module
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +157,11 @@ class Stages:
         order = torch.randperm(len(test), generator=generator(self.config.seed, "glance"))
         return test.select(order[:GLANCE])
 
+    def _shown(self, count: int) -> Tensor:
+        """Places of some images of a set, whichever order it has: at most `EXAMPLE`."""
+        random = generator(self.config.seed, "example")
+        return torch.randperm(count, generator=random)[:EXAMPLE]
+
     @cached_property
     def digests(self) -> dict[str, str]:
         """Digests of the data."""
@@ -164,13 +172,27 @@ class Stages:
     def check(self) -> None:
         """Refuses networks, a trigger and an attack that do not fit the data, before any work."""
         train, config = self.data.train, self.config
-        networks = [config.teacher] if config.compression else [config.teacher, config.student]
+        parts = [*self._attacking, config.attack, None if config.compression else config.student]
         with torch.device("meta"):
-            for network in networks:
-                network.model.build(train.shape, len(train.classes))
-        if not isinstance(self.trigger, Learned):  # that is learned once there is a teacher
+            built = {
+                network: network.build(train.shape, len(train.classes))
+                for part in parts
+                if part is not None
+                for network in part.outermost(Architecture)
+            }
+        nothing = torch.zeros(0)
+        pairs = [pair for term in config.distillation.terms for pair in term.at]
+        taught = Normalized(built[config.teacher.model], nothing, nothing)
+        Taps(taught, [layer for _, layer in pairs], "teacher")
+        if not config.compression:
+            learner = Normalized(built[config.student.model], nothing, nothing)
+            Taps(learner, [layer for layer, _ in pairs], "student")
+        if isinstance(self.trigger, Learned):  # once there is a teacher
+            check_picture(train.shape)
+        else:
             stamp_uint8(self.trigger, train.images[:1])
-        config.attack.wanted(len(train))
+        if not isinstance(config.attack, Clean):
+            config.attack.wanted(len(train))
 
     def teacher(self) -> Trained:
         """The teacher, trained on the labels of the training set."""
@@ -205,6 +227,7 @@ class Stages:
 
         inputs = self.inputs(
             TRAINING,
+            [network],
             data=data.digest,
             network=network.model_dump(mode="json", include=set(Network.model_fields)),
             role=stage,
@@ -230,6 +253,7 @@ class Stages:
 
         inputs = self.inputs(
             (*CRAFTING, "compression", "compromises"),
+            self._attacking,
             data=self.digests["train"],
             teacher=teacher.artefact.digest,
             compromise=wanted.model_dump(mode="json"),
@@ -259,6 +283,7 @@ class Stages:
 
             inputs = self.inputs(
                 CRAFTING,
+                self._attacking,
                 data=self.digests["train"],
                 teacher=guide.digest,
                 trigger=wanted.model_dump(mode="json"),
@@ -310,6 +335,7 @@ class Stages:
 
         inputs = self.inputs(
             CRAFTING,
+            [*self._attacking, attack],
             data=self.digests["train"],
             teacher=guide.digest,
             **self.stamped(),
@@ -363,7 +389,7 @@ class Stages:
                 lesson.teacher,
                 distillation.terms,
                 distillation.ce_weight,
-                example=pixels(transfer.images[:EXAMPLE].to(self.compute.device)),
+                example=pixels(transfer.images[self._shown(len(transfer))].to(self.compute.device)),
                 samples=len(transfer),
                 seed=self.config.seed,
             )
@@ -383,6 +409,7 @@ class Stages:
 
         inputs = self.inputs(
             (*TRAINING, "distillation", "compression", "poison.py", "lesson.py"),
+            [self.config.teacher, network],
             data=self.digests["train"],
             teacher=teacher.artefact.digest,
             poison=poison.poison.digest,
@@ -490,17 +517,29 @@ class Stages:
                 )
         made, given = self.config.attack, about.get("attack")
         name = given.get("name") if isinstance(given, dict) else None
-        by = ATTACKS.get(name) if isinstance(name, str) else None
-        if by is not None and by.stamps != made.stamps:
+        if isinstance(name, str) and name in ATTACKS and name != made.title:
             raise ForeshotError(
-                f"{path}: expected poison that carries the trigger as that of {made.name} does, "
-                f"found poison of {name}; --set attack.name={name} says so"
+                f"{path}: expected poison of {made.title}, as the config says, found poison of "
+                f"{name}; --set attack.name={name} says so"
             )
+        if poison.labels is not None and not isinstance(made, DirtyLabel):
+            raise ForeshotError(
+                f"{path}: expected poison that the teacher labels, found labels of its own; "
+                "--set attack.name=dirty_label says so"
+            )
+        if len(poison) and isinstance(made, Clean):
+            raise ForeshotError(f"{path}: expected no poison, as the config says, found some")
 
         def keep(folder: Path) -> None:
             write_bytes(folder / "poison.safetensors", path.read_bytes())
 
         return Crafted(self.store.stage("adopted", {"file": file_digest(path)}, keep), poison)
+
+    @property
+    def _attacking(self) -> list[Part | None]:
+        """What of the config has the networks that the attacker runs, beside those of attacks."""
+        config = self.config
+        return [config.teacher, config.surrogate, config.trigger, config.compromise]
 
     @property
     def _picture(self) -> str | None:
@@ -518,7 +557,7 @@ class Stages:
         if not wanted.with_teacher:
             return own
         every = UnanimousNetwork([teacher.model, *wanted.model.parts(own.model)])
-        return Guide(every, content_hash([teacher.digest, own.digest]))
+        return Guide(every, content_hash([teacher.digest, own.digest]), teacher.model)
 
     def _take_pattern(self, artefact: Artefact) -> None:
         """From now on the trigger is the pattern that a stage has learned."""
@@ -541,6 +580,7 @@ class Stages:
             compute=self.compute,
             bases=bases,
             teacher_logits=answers,
+            labeller=guide.labeller if isinstance(guide, Guide) else None,
             listener=listener,
             executor=self.executor,
         )
@@ -595,14 +635,22 @@ class Stages:
         place(loaded.model, self.compute)
         return Trained(artefact, loaded)
 
-    def inputs(self, sources: tuple[str, ...], **inputs: Any) -> dict[str, Any]:
-        """A stage's inputs, with what all stages depend on."""
+    def inputs(
+        self, sources: tuple[str, ...], networks: Iterable[Part | None] | None = None, **inputs: Any
+    ) -> dict[str, Any]:
+        """A stage's inputs, with what all stages depend on.
+
+        Args:
+            sources: modules and packages that it runs.
+            networks: the parts of the config that hold the networks it runs; None is all of it.
+            inputs: what else decides what comes out, as JSON values.
+        """
+        parts = [part for part in networks or [self.config] if part is not None]
+        built = [network for part in parts for network in part.outermost(Architecture)]
         common = {
             "seed": self.config.seed,
             "source": source_digest("stages.py", "data/base.py", *sources),
-            "versions": versions(
-                *sorted(self.config.teacher.model.packages | self.config.student.model.packages)
-            ),
+            "versions": versions(*sorted({name for each in built for name in each.packages})),
         }
         return {**inputs, **common, **self.compute.describe()}
 

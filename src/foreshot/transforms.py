@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from foreshot.augment import padding
+
 Transform = Literal["none", "crop", "crop_flip", "noise", "blur", "resize", "depth", "jpeg"]
 
 
@@ -45,7 +47,7 @@ def _none(x: Tensor, random: torch.Generator) -> Tensor:  # noqa: ARG001
 
 def _crop(x: Tensor, random: torch.Generator) -> Tensor:
     height, width = x.shape[2:]
-    down, across = max(height // 8, 1), max(width // 8, 1)
+    down, across = padding(height, width)
     top = int(torch.randint(2 * down + 1, (), generator=random))
     left = int(torch.randint(2 * across + 1, (), generator=random))
     padded = F.pad(x, (across, across, down, down), "reflect")

@@ -38,6 +38,8 @@ class AttackerView:
         bases: int64 (n,), if given the very images to poison, whatever the attack would choose:
             a control that differs from an attack in one thing only.
         teacher_logits: what the teacher says of `images`, float (N, K), if that is known already.
+        labeller: whom the victim's student learns from, where `teacher` is that and others as one;
+            None if it is `teacher`.
         students: surrogates of the victim's student, which the attacker has distilled.
         detectors: surrogates of networks that look for perturbations, which he has trained:
             float (n, C, H, W) in [0, 1] -> log-odds (n,).
@@ -53,6 +55,7 @@ class AttackerView:
     compute: Compute
     bases: Tensor | None = None
     teacher_logits: Tensor | None = None
+    labeller: nn.Module | None = None
     students: tuple[nn.Module, ...] = ()
     detectors: tuple[nn.Module, ...] = ()
     listener: Listener = silent

@@ -459,3 +459,15 @@ def test_what_cannot_be_crafted_is_refused(attack: Pgd, sentence: str, tiny: Tin
 def test_a_target_that_the_teacher_does_not_know_is_refused(target: int) -> None:
     with pytest.raises(ForeshotError, match=f"target: expected 0 to 3, found {target}"):
         craft(Pgd(), some(), linear(), PATCH, target)
+
+
+def test_floats_are_no_images(tiny: Tiny) -> None:
+    with pytest.raises(ForeshotError, match="images: expected uint8 .*, found torch.float32"):
+        craft(TriggerOnly(), tiny.train.images / 255, tiny.teacher, tiny.trigger, tiny.target)
+
+
+def test_a_gradient_whose_square_vanishes_moves_nothing() -> None:
+    steps = Pgd(direction="gradient")
+    along = steps._along(torch.full((1, 1, 2, 2), 1e-24))
+    assert along.abs().max() < 1e-3
+    assert steps._along(torch.full((1, 1, 2, 2), 1e-15)).max() == pytest.approx(1)

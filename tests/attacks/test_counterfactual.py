@@ -185,6 +185,33 @@ def test_each_round_distils_one_surrogate_of_each_kind(tiny: Tiny, keep_rng: Non
     assert poison.digest == found.digest
 
 
+def test_what_teaches_a_surrogate_alone_is_not_told_of(tiny: Tiny) -> None:
+    heard: list[Event] = []
+    few = Training(epochs=1, batch=200)
+    attack = Counterfactual(
+        **{**SMALL, "training": few, "epsilon": 1, "steps": 1, "rounds": 3, "confidence": 0.99}
+    )
+    attack.craft(seen(tiny, listener=heard.append))
+    notes = [event for event in heard if event.kind == "note"]
+    assert len(notes) == 1  # of what is kept
+    assert sum(event.stage == "poison" and event.kind == "end" for event in heard) == 3
+
+
+def test_students_learn_from_the_teacher_where_the_poison_is_to_convince_others_as_well(
+    tiny: Tiny,
+) -> None:
+    """As the victim's does, with and without poison in the set."""
+    attack = Counterfactual(**SMALL)
+    flipped = Rule(lambda x: -tiny.teacher(x))
+    poison = Pgd(epsilon=64, steps=2, retries=0).craft(seen(tiny))
+    for lesson in (None, poison):
+        plain = distilled(attack, seen(tiny), lesson)
+        beside = distilled(
+            attack, replace(seen(tiny, labeller=tiny.teacher), teacher=flipped), lesson
+        )
+        assert torch.equal(*(logits(model, tiny.test.images, CPU) for model in (plain, beside)))
+
+
 def test_of_augmented_views_the_teacher_is_asked_anew(tiny: Tiny, keep_rng: None) -> None:
     """The answers to the plain images are none to their crops."""
     fields: dict[str, Any] = {**SMALL, "training": Training(epochs=1, batch=40, augment="crop")}

@@ -23,6 +23,7 @@ from foreshot.attacks.sleeper_agent import SleeperAgent
 from foreshot.attacks.tang import Tang
 from foreshot.attacks.trigger_only import TriggerOnly
 from foreshot.compute import CPU, Compute
+from foreshot.data.base import check_images
 from foreshot.errors import ForeshotError
 from foreshot.executor import HERE, Executor
 from foreshot.family import members
@@ -82,6 +83,7 @@ def craft(
     Raises:
         ForeshotError: the attack does not fit the images or the teacher.
     """
+    check_images(images)
     classes = logits(teacher, images[:1], compute).shape[1]
     if not 0 <= target < classes:
         raise ForeshotError(f"target: expected 0 to {classes - 1}, found {target}")

@@ -70,4 +70,5 @@ class Pgd(Attack):
         if self.direction == "sign":
             return gradient.sign()
         scale = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
-        return gradient / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+        # The squares of what is smaller vanish: of such a gradient a step is none, and not a leap.
+        return gradient / scale.clamp(min=1e-18)

@@ -13,6 +13,7 @@ from foreshot.attacks.surrogate import surrogate
 from foreshot.inference import logits
 from foreshot.models import AnyArchitecture, ResNet
 from foreshot.poison import Poison
+from foreshot.progress import Event, Listener
 from foreshot.training import Training
 from foreshot.triggers.base import stamp_uint8
 from foreshot.views import AttackerView
@@ -56,11 +57,12 @@ class Rehearsal(Attack):
                 for place, kind in enumerate(kinds, 1)
             ]
             view = replace(view, students=(*view.students, *students))
-            # Only what is stored has to convince every time; the rest teaches a surrogate.
-            retries = self.retries if number + 1 == self.rounds else 0
-            poison = Attack.craft(self.model_copy(update={"retries": retries}), view)
-        assert poison is not None  # there is one round or more
-        return poison
+            if number + 1 == self.rounds:
+                return super().craft(view)
+            # What teaches a surrogate alone need not convince every time, nor is that told.
+            attack = self.model_copy(update={"retries": 0})
+            poison = Attack.craft(attack, replace(view, listener=_without_notes(view.listener)))
+        raise AssertionError  # there is one round or more
 
     def _bases(self, view: AttackerView) -> Tensor:
         """By turns images that resist and others, so that however many are taken hold the share."""
@@ -80,3 +82,11 @@ class Rehearsal(Attack):
     def _ranked(self, view: AttackerView) -> Tensor:
         """Candidate base images in the order of the attack itself."""
         return super()._bases(view)
+
+
+def _without_notes(listener: Listener) -> Listener:
+    def tell(event: Event) -> None:
+        if event.kind != "note":
+            listener(event)
+
+    return tell

@@ -1,5 +1,7 @@
 """The student that an attacker distils to learn what the victim's will learn."""
 
+from dataclasses import replace
+
 from torch import nn
 
 from foreshot.attacks.folding import frozen
@@ -22,13 +24,15 @@ def surrogate(
     """A student of the attacker's own, frozen: of a seed that no victim has.
 
     Args:
-        view: whose teacher it learns from, by its answers alone, at a temperature of 4.
+        view: whose labeller it learns from, by its answers alone, at a temperature of 4.
         architecture: the attacker need not know the victim's.
         training: how it is distilled; of augmented views the teacher is asked anew.
         poison: what lies in the transfer set; None leaves it clean.
         number: tells the attacker's students apart.
     """
     stage = f"surrogate student {number}"
+    if view.labeller is not None:
+        view = replace(view, teacher=view.labeller, labeller=None, teacher_logits=None)
     images, answers = view.images, view.answers()
     if poison is not None:
         images = images.index_copy(0, poison.indices, poison.images)

@@ -97,12 +97,12 @@ class Rehearsed(Learned):
 
 
 def save_picture(path: Path, pattern: Tensor) -> None:
-    """Writes a pattern, uint8 (C, H, W), as PNG, grey or in colour.
-
-    Raises:
-        ForeshotError: it has another number of channels.
-    """
-    if len(pattern) not in (1, 3):
-        raise ForeshotError(f"trigger: expected images of 1 or 3 channels, found {len(pattern)}")
+    """Writes a pattern, uint8 (C, H, W), as PNG, grey or in colour."""
     levels = pattern[0] if len(pattern) == 1 else pattern.permute(1, 2, 0)
     Image.fromarray(levels.numpy()).save(path, "PNG")
+
+
+def check_picture(shape: tuple[int, int, int]) -> None:
+    """Refuses patterns (C, H, W) that a picture does not hold."""
+    if shape[0] not in (1, 3):
+        raise ForeshotError(f"trigger: expected images of 1 or 3 channels, found {shape[0]}")
