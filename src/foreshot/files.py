@@ -31,6 +31,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A new file beside `target` that takes its place, safe on disk, if the block succeeds."""
+    if target.is_dir():
+        raise ForeshotError(f"{target}: expected a file or none yet, found a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}{PART}")
     try:
@@ -47,9 +49,14 @@ def replacing(target: Path) -> Iterator[Path]:
 def remove_parts(folder: Path) -> None:
     """Removes what processes left in a folder that were killed while they wrote into it."""
     for part in folder.rglob(f".*{PART}"):
-        writer = part.name.split(".")[-2]
-        if not (writer.isdecimal() and _alive(int(writer))):
+        if abandoned(part):
             part.unlink(missing_ok=True)
+
+
+def abandoned(part: Path) -> bool:
+    """Whether no process is there any more to finish what is in the making."""
+    writer = part.name.split(".")[-2]
+    return not (writer.isdecimal() and _alive(int(writer)))
 
 
 def _alive(process: int) -> bool:

@@ -272,6 +272,34 @@ def test_a_guess_takes_as_many_images_as_its_rate_of_alarms(audit_, files: Files
     assert audit_(folder, *common, "--alarm", "0.01").code == 2
 
 
+def test_what_no_audit_has_written_stays(audit_, files: Files, tmp_path: Path) -> None:
+    """Neither a file of the user's is removed, nor what is to be read."""
+    common = ("--teacher", files.teacher, "--screens", "near_duplicate", "--out", "mine")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "report.html").write_text("mine")
+    refused = audit_(files.ok, *common)
+    assert refused.code == 2
+    assert "mine: expected a folder for the report, found report.html there, and no audit's" in (
+        refused.err
+    )
+    assert (mine / "report.html").read_text() == "mine"
+    (mine / "report.html").unlink()
+    assert audit_(files.ok, *common).code == 0
+    teacher = mine / "changes.safetensors"
+    teacher.write_bytes(files.teacher.read_bytes())
+    refused = audit_(files.ok, "--teacher", teacher, *common[2:])
+    assert refused.code == 2
+    assert "found changes.safetensors there, which is to be read" in refused.err
+    assert teacher.exists()
+    # One that was killed while it wrote goes on.
+    teacher.unlink()
+    (mine / "verdict.json").unlink()
+    (mine / ".audit").touch()
+    assert audit_(files.ok, *common).code == 0
+    assert not (mine / ".audit").exists()
+
+
 def test_a_verdict_of_something_else_does_not_stay(
     audit_, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,7 +369,7 @@ def test_a_full_disk_is_said_of_what_could_not_be_written(
     common = ("--teacher", files.teacher, "--screens", "near_duplicate")
     ended = audit_(files.ok, *common, "--write-clean", "kept")
     assert ended.code == 2
-    assert re.fullmatch(r"foreshot: \S+/\.kept\.part/\S+\.png: no space left.*\n", ended.err)
+    assert re.fullmatch(r"foreshot: \S+/\.kept\.\d+\.part/\S+\.png: no space left.*\n", ended.err)
     assert not list(Path().glob("*kept*"))
 
 

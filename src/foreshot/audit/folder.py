@@ -1,6 +1,7 @@
 """The folder that an audit writes into: whose it is, and what is said of where all comes from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,8 @@ from foreshot.report.page import named
 VERDICT = "verdict.json"
 FILES = (VERDICT, "report.html", "ranked.jsonl", "ranked.parquet", "changes.safetensors")
 """All that an audit writes."""
+MARK = ".audit"
+"""Stands in the folder while an audit writes into it: who is killed leaves it behind."""
 COLOURS = {"clean": "bold green", "suspicious": "bold red", "none": "bold yellow"}
 """Of verdicts, in the terminal."""
 
@@ -29,23 +32,47 @@ def told(paths: Mapping[str, Path], date: datetime) -> dict[str, str]:
     return {**where, "date": f"{date:%Y-%m-%d %H:%M} UTC", "foreshot": version("foreshot")}
 
 
-def renew(out: Path, source: Path, *, chosen: bool) -> None:
+@contextmanager
+def taken(out: Path, source: Path, *others: Path, chosen: bool) -> Iterator[None]:
+    """A folder, within, to write the report into; see `renew`."""
+    renew(out, source, *others, chosen=chosen)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
+    yield
+    (out / MARK).unlink(missing_ok=True)
+
+
+def renew(out: Path, source: Path, *others: Path, chosen: bool) -> None:
     """Takes a folder for the report: what an earlier audit has left there is gone from now on.
 
     Args:
         out: the folder.
         source: of what the report will be.
+        others: what else is read for it.
         chosen: whether it was asked for; if not, the report of something else is not overwritten.
+
+    Raises:
+        ForeshotError: the folder is another's, or what would be gone is no audit's.
     """
     check_writable(out)
     if (out / "config.yaml").exists():
         raise ForeshotError(f"{out}: expected a folder for the report, found a run's")
+    there = [out / name for name in FILES if (out / name).exists()]
+    given = {path.resolve() for path in (source, *others)}
+    ours = (out / VERDICT).exists() or (out / MARK).exists()
+    for file in there:
+        if not ours or file.resolve() in given:
+            why = "which is to be read" if ours else "and no audit's verdict"
+            raise ForeshotError(
+                f"{out}: expected a folder for the report, found {file.name} there, {why}; "
+                "--out names another folder"
+            )
     before = None if chosen else _subject(out / VERDICT)
     if before not in (None, str(source.resolve())):
         sentence = f"{out}: expected no audit or one of {source}, found one of {before}"
         raise ForeshotError(printable(f"{sentence}; --out names another folder"))
-    for name in FILES:
-        (out / name).unlink(missing_ok=True)
+    for file in there:
+        file.unlink(missing_ok=True)
 
 
 def _subject(verdict: Path) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from foreshot.audit.data import audit
-from foreshot.audit.folder import check_apart, check_free, renew
+from foreshot.audit.folder import check_apart, check_free, renew, taken
 from foreshot.audit.reading import Wanted, read_set
 from foreshot.audit.report import Report
 from foreshot.audit.student import audit_student
@@ -71,8 +71,10 @@ class Job:
         source, real = self.source, self.source.resolve()
         out = self.out or AUDITS / (real.name if real.is_dir() else real.stem)
         sets = [source, *([self.clean] if self.clean else [])]
+        given = {"teacher": self.teacher, "second": self.second, "clean": self.clean}
+        paths = {what: path for what, path in given.items() if path is not None}
         check_apart(out, *sets)
-        renew(out, source, chosen=self.out is not None)
+        renew(out, source, *paths.values(), chosen=self.out is not None)
         screens = [self._screen(name) for name in self.screens]
         if self.distil and self.clean is None:
             raise ForeshotError("--distil: expected clean images (--clean), found none")
@@ -112,11 +114,10 @@ class Job:
             store=Store.open(listener),
             listener=listener,
         )
-        given = {"teacher": self.teacher, "second": self.second, "clean": self.clean}
-        paths = {what: path for what, path in given.items() if path is not None}
-        renew(out, source, chosen=self.out is not None)  # another audit may have come first
-        report = Report(done, found, skipped, out, {"set": source, **paths})
-        report.write()
+        # Another audit may have come first.
+        with taken(out, source, *paths.values(), chosen=self.out is not None):
+            report = Report(done, found, skipped, out, {"set": source, **paths})
+            report.write()
         if self.write_clean is not None:
             report.write_clean(source, self.write_clean)
         return report
@@ -173,7 +174,7 @@ class StudentJob:
         name = f"{path.parent.name}-student" if path.stem == "student" else path.stem
         out = self.out or AUDITS / name
         check_apart(out, self.clean)
-        renew(out, self.student, chosen=self.out is not None)
+        renew(out, self.student, self.teacher, self.clean, chosen=self.out is not None)
         engine = compute(self.device)
         teacher = load_teacher(self.teacher, self.architecture, self.size, engine)
         option = "--student-architecture"
@@ -201,9 +202,10 @@ class StudentJob:
             listener=listener,
         )
         paths = {"student": self.student, "teacher": self.teacher, "clean": self.clean}
-        renew(out, self.student, chosen=self.out is not None)  # another audit may have come first
-        report = StudentReport(done, read.skipped, out, paths)
-        report.write()
+        # Another audit may have come first.
+        with taken(out, *paths.values(), chosen=self.out is not None):
+            report = StudentReport(done, read.skipped, out, paths)
+            report.write()
         return report
 
 

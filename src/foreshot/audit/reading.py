@@ -109,7 +109,7 @@ def _folder(root: Path, wanted: Wanted) -> Found:
     for done, path in enumerate(files, 1):
         name = str(path.relative_to(root))
         try:
-            label = _label(path.relative_to(root), wanted) if wanted.labels else 0
+            label = _label(path, root, wanted) if wanted.labels else 0
             content = content_of(path, root)
             picture = decoded(content, channels, height, str(path))
             images[len(names)] = tensor(picture)
@@ -167,9 +167,9 @@ def content_of(path: Path, root: Path) -> bytes:
     return read_file(path, LARGEST_PICTURE)
 
 
-def _label(within: Path, wanted: Wanted) -> int:
-    name = within.parts[0]
+def _label(path: Path, root: Path, wanted: Wanted) -> int:
+    name = path.relative_to(root).parts[0]
     if name not in wanted.classes:
         hint = nearest(name, wanted.classes)
-        raise ForeshotError(f"{within}: expected a folder named as a class of the teacher; {hint}")
+        raise ForeshotError(f"{path}: expected a folder named as a class of the teacher; {hint}")
     return wanted.classes.index(name)

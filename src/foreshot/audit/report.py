@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
+from glob import escape
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from foreshot.defences.screens import TeacherConsistency
 from foreshot.errors import ForeshotError, printable
 from foreshot.files import (
     PART,
+    abandoned,
     naming,
     sync_folder,
     write_bytes,
@@ -297,8 +299,10 @@ class Report:
 
     def _write_clean(self, source: Path, folder: Path) -> None:
         audit = self.audit
-        part = folder.with_name(f".{folder.name}{PART}")
-        shutil.rmtree(part, ignore_errors=True)  # of one that was killed
+        part = folder.with_name(f".{folder.name}.{os.getpid()}{PART}")
+        for left in folder.parent.glob(f".{escape(folder.name)}.*{PART}"):
+            if abandoned(left):
+                shutil.rmtree(left, ignore_errors=True)
         try:
             part.mkdir(parents=True)
             kept = (~audit.left_out).nonzero()[:, 0]
