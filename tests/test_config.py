@@ -254,6 +254,8 @@ def test_a_key_of_a_member_without_a_proper_name_is_one_sentence() -> None:
         ("trigger: {name: blend, opacity: .nan}", "trigger.opacity: input should be a finite"),
         ("distillation: {ce_weight: .inf}", "distillation.ce_weight: input should be a finite"),
         ("a: 1\n---\nb: 2", "expected YAML: expected a single document"),
+        ('seed: !!int ""', "expected YAML: "),
+        ("controls: [clean, clean]", "controls: expected each once, found ['clean', 'clean']"),
     ],
 )  # fmt: skip
 def test_bad_input_is_answered_by_one_sentence(text: str, expected: str) -> None:

@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import foreshot
 from foreshot import stages
 from foreshot.attacks import Attack, Pgd
 from foreshot.compute import CPU
 from foreshot.config import Config, dump, parse
+from foreshot.data import save_images
 from foreshot.errors import ForeshotError
 from foreshot.experiment import evaluate_files, run
 from foreshot.files import file_digest, read_json, read_tensors, write_json, write_tensors
@@ -571,6 +573,27 @@ def test_an_odd_manifest_is_refused(manifest: Any, copied: Path) -> None:
     write_json(copied / "manifest.json", manifest)
     with pytest.raises(ForeshotError, match="expected"):
         load_run(copied)
+
+
+@pytest.mark.parametrize("manifest", [b"[", b"[]", b'"x"', b'{"outputs": []}', b"{}"])
+def test_a_run_mends_its_manifest(manifest: bytes, undisturbed: Done, copied: Path) -> None:
+    (copied / "manifest.json").write_bytes(manifest)
+    assert go(undisturbed.home, copied).started() == []
+    assert weights(copied) == weights(undisturbed.out)
+    load_run(copied)
+
+
+def test_a_test_set_of_the_target_alone_is_refused(tmp_path: Path) -> None:
+    images = foreshot.load_data("digits").train
+    only = images.select((images.labels == 3).nonzero()[:, 0])
+    for name, part in (("train", images), ("test", only)):
+        save_images(tmp_path / f"{name}.safetensors", part)
+    data = f"{{name: tensor, path: {tmp_path}/train.safetensors, "
+    with pytest.raises(ForeshotError, match="target: expected test images of other classes than 3"):
+        go(
+            *(tmp_path / "home", tmp_path / "out"),
+            f"data={data}test_path: {tmp_path}/test.safetensors}}",
+        )
 
 
 def test_what_is_no_finished_run_is_refused(copied: Path, tmp_path: Path) -> None:

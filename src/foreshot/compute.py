@@ -1,5 +1,6 @@
 """Where and in which precision the networks run."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,14 @@ def compute(device: Device = "auto", precision: Precision = "auto") -> Compute:
 
 @contextmanager
 def with_threads(number: int | None) -> Iterator[None]:
-    """Torch's number of threads for a while; None leaves it. Results depend on it."""
+    """Torch's number of threads for a while; None leaves it. Results depend on it.
+
+    Raises:
+        ForeshotError: it is many times the number of cores; there the system gives up, or the heap.
+    """
+    most = 16 * (os.cpu_count() or 1)
+    if number is not None and number > most:
+        raise ForeshotError(f"threads: expected 1 to {most} on this machine, found {number}")
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)

@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from foreshot.attacks import AnyAttack, Pgd
 from foreshot.compression import AnyCompression, Prune
@@ -162,6 +162,13 @@ class Config(Part):
             )
         return self
 
+    @field_validator("controls")
+    @classmethod
+    def _each_control_is_one(cls, controls: tuple[Control, ...]) -> tuple[Control, ...]:
+        if len(set(controls)) < len(controls):
+            raise ValueError("expected each once")
+        return controls
+
     @property
     def split(self) -> str:
         """What models are evaluated on."""
@@ -269,7 +276,7 @@ def read_yaml(text: str, where: str) -> Any:
     # `2001-99-99` and `!!bool x`.
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
         raise ForeshotError(f"{where}: expected YAML: {' '.join(str(error).split())}") from None
 
 

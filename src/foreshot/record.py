@@ -144,9 +144,11 @@ class RunFolder:
 
     def _known(self, *files: Path) -> bool:
         """Whether files are there, as the manifest of the last run says."""
-        path = self.path / "manifest.json"
-        outputs = read_json(path).get("outputs", {}) if path.exists() else {}
-        return all(file.is_file() and outputs.get(file.name) == file_digest(file) for file in files)
+        try:
+            outputs = read_json(self.path / "manifest.json")["outputs"]
+            return all(file.is_file() and outputs[file.name] == file_digest(file) for file in files)
+        except (ForeshotError, LookupError, TypeError):  # none, or one that is damaged
+            return False
 
 
 @dataclass(frozen=True, eq=False)

@@ -180,6 +180,11 @@ class Stages:
                 if part is not None
                 for network in part.outermost(Architecture)
             }
+        labels = self.data.test.labels
+        if labels is not None and bool((labels == config.target).all()):
+            raise ForeshotError(
+                f"target: expected test images of other classes than {config.target}, found none"
+            )
         nothing = torch.zeros(0)
         pairs = [pair for term in config.distillation.terms for pair in term.at]
         taught = Normalized(built[config.teacher.model], nothing, nothing)

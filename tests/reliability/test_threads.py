@@ -8,6 +8,7 @@ import pytest
 
 from foreshot.compute import with_threads
 from foreshot.config import load_config
+from foreshot.errors import ForeshotError
 from foreshot.experiment import run
 from foreshot.files import file_digest, read_json
 
@@ -37,3 +38,9 @@ def test_rates_of_one_and_of_two_threads_agree_within_their_intervals(tmp_path: 
         assert two[name]["low"] <= rate["high"], name
     digests = {file_digest(tmp_path / n / "teacher.safetensors") for n in ("1", "2")}
     assert len(digests) == 2, "no stage of the one is taken for the other's"
+
+
+def test_more_threads_than_a_system_gives_are_refused() -> None:
+    told = "threads: expected 1 to .* on this machine, found 99999999"
+    with pytest.raises(ForeshotError, match=told), with_threads(99_999_999):
+        pass

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,9 +18,9 @@ import pytest
 from conftest import Page
 from foreshot.config import dump, load_config
 from foreshot.errors import ForeshotError
-from foreshot.files import file_digest, write_json
+from foreshot.files import file_digest, read_json, write_json
 from foreshot.metrics import wilson
-from foreshot.report import charts, write_report
+from foreshot.report import MANIFEST, charts, write_report
 from foreshot.report.page import named
 from foreshot.report.settings import ABSENT, varying
 
@@ -43,6 +44,7 @@ def put(folder: Path, asr: int, *settings: str, accuracy: int = 900, **more: Any
         "teacher": {"clean_accuracy": rate(950), "asr": rate(5)},
         "student": student,
         "controls": {"clean": clean},
+        "poison": {},
         "seconds": {"total": 90.0},
         **more,
     }
@@ -51,7 +53,8 @@ def put(folder: Path, asr: int, *settings: str, accuracy: int = 900, **more: Any
     (folder / "teacher.safetensors").write_bytes(b"")
     names = ("metrics.json", "config.yaml", "teacher.safetensors")
     outputs = {name: file_digest(folder / name) for name in names}
-    write_json(folder / "manifest.json", {"schema": 1, "outputs": outputs})
+    about = {part: {} for part in MANIFEST}
+    write_json(folder / "manifest.json", {"schema": 1, "outputs": outputs, **about})
     return folder
 
 
@@ -181,6 +184,27 @@ def test_what_is_no_run_is_refused(sweep: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ForeshotError, match=r"metrics\.json: expected SHA-256"):
         write_report(sweep, out)
     assert not out.exists()
+
+
+def test_a_run_with_parts_missing_is_refused(sweep: list[Path], tmp_path: Path) -> None:
+    missing = ((sweep[0], "metrics.json", "poison"), (sweep[1], "manifest.json", "command"))
+    for run, name, part in missing:
+        content = read_json(run / name)
+        del content[part]
+        write_json(run / name, content)
+        manifest = read_json(run / "manifest.json")
+        manifest["outputs"]["metrics.json"] = file_digest(run / "metrics.json")
+        write_json(run / "manifest.json", manifest)
+        with pytest.raises(ForeshotError, match=f"{name}: expected .*, found no {part}"):
+            write_report([run, sweep[2]], tmp_path / "page.html")
+
+
+def test_runs_in_a_folder_whose_name_is_no_text(sweep: list[Path], tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/c\xff"))
+    shutil.copytree(sweep[1], odd)
+    (odd / "report.html").write_text("a page")
+    page = write_report([odd, sweep[2]], tmp_path / "page.html")
+    assert "c%FF/report.html" in page.read_text("utf-8")
 
 
 def test_a_folder_of_runs_stands_for_them(sweep: list[Path], tmp_path: Path) -> None:

@@ -50,12 +50,13 @@ class Fake:
             "student": student,
             "seconds": SECONDS | {"total": sum(SECONDS.values())},
         }
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(dump(config))
         write_json(out / "metrics.json", metrics)
         student, commit = {"student.safetensors": "5" * 64}, {"commit": "c" * 40}
         made = {"seed": config.seed, "outputs": student, "source": commit, **CPU.describe()}
         write_json(out / "manifest.json", made)
+        (out / "report.html").write_text("a page")
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from faked import Fake, call, fake, place
 
 import foreshot
 from foreshot.errors import ForeshotError
-from foreshot.files import read_json
+from foreshot.files import read_json, write_json
 from foreshot.sweep import Job, load_sweep
 
 
@@ -63,6 +63,31 @@ def test_a_bad_option_is_one_sentence(arguments: tuple[str, ...], sentence: str,
     assert code == 2
     assert sentence in err
     assert err.count("\n") == 1
+
+
+def test_a_cell_without_its_page_is_not_done(fake: Fake, call) -> None:
+    """It is written last: of a run that was killed before, it would never be."""
+    arguments = ("tiny.yaml", "--grid", "seed=0:2", "--out", "swept")
+    assert call(*arguments)[0] == 0
+    (page,) = Path("swept").glob("seed-1-*/report.html")
+    page.unlink()
+    fake.ran.clear()
+    assert call(*arguments)[0] == 0
+    assert [config.seed for config in fake.ran] == [1]
+    assert page.exists()
+
+
+@pytest.mark.parametrize("state", [[], {}, {"number": 0}, {"settings": {}}, {"number": "x"}])
+def test_an_odd_note_of_a_cell_is_named(state: Any, fake: Fake, call) -> None:
+    arguments = ("tiny.yaml", "--grid", "seed=0:1", "--out", "swept")
+    assert call(*arguments)[0] == 0
+    (note,) = Path("swept/cells").glob("*.json")
+    write_json(note, state)
+    code, _, err = call(*arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{note}: expected the number and settings of a cell" in err
+    note.unlink()
+    assert call(*arguments)[0] == 0
 
 
 def test_what_is_done_is_skipped_and_what_failed_is_tried_again(fake: Fake, call) -> None:

@@ -102,6 +102,11 @@ def test_a_damaged_run_is_no_evidence(fake: Fake, place: Path) -> None:
     for name in ("config.yaml", "metrics.json", "manifest.json"):
         fake(load_config("tiny.yaml"), Path("runs") / name)
         (Path("runs") / name / name).write_text("{")
+    odd = {"manifest.json": ([1], "x", {}, {"outputs": 1}), "metrics.json": ({"seconds": {}}, [])}
+    for name, contents in odd.items():
+        for number, content in enumerate(contents):
+            fake(load_config("tiny.yaml"), Path("runs") / f"{number}, {name}")
+            write_json(Path("runs") / f"{number}, {name}" / name, content)
     (place / "home/store/x/y").mkdir(parents=True)
     (place / "home/store/x/y/done.json").write_text("[")
     assert Job(sweep, Path("runs/a")).plan().seconds is None

@@ -55,6 +55,11 @@ def _runs(folder: Path) -> list[Path]:
     return inside
 
 
+METRICS = ("teacher", "student", "controls", "poison", "seconds", "split")
+MANIFEST = ("command", "versions", "source", "host", "inputs")
+"""What a page shows of both."""
+
+
 def write_page(run: Run, parts: Parts | str, engine: Compute, out: Path | None = None) -> Path:
     """Writes the page of one run.
 
@@ -78,6 +83,15 @@ def finished(run: Run) -> Run:
             f"{run.path}: expected a run with metrics of schema 1, found "
             f"{run.metrics.get('schema', 'none')} (foreshot run goes on with it)"
         )
+    for name, found, parts in (
+        ("metrics.json", run.metrics, METRICS),
+        ("manifest.json", run.manifest, MANIFEST),
+    ):
+        lacking = [part for part in parts if part not in found]
+        if lacking:
+            raise ForeshotError(
+                f"{run.path / name}: expected {', '.join(parts)}, found no {', '.join(lacking)}"
+            )
     return run
 
 

@@ -82,7 +82,7 @@ def page(runs: Sequence[Run], unfinished: Sequence[Path], where: Path) -> str:
 def _link(run: Run, where: Path) -> str | None:
     """The way to the run's own page, if it has one."""
     page = run.path / REPORT
-    return quote(os.path.relpath(page, where)) if page.exists() else None
+    return quote(os.fsencode(os.path.relpath(page, where))) if page.exists() else None
 
 
 def _figures(run: Run) -> dict[str, Cell]:

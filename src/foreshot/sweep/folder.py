@@ -12,6 +12,7 @@ from foreshot.errors import ForeshotError
 from foreshot.executor import Failure
 from foreshot.extras import imported
 from foreshot.files import read_json, write_bytes, write_json, write_parquet
+from foreshot.record import REPORT
 from foreshot.sweep.definition import Cell
 
 
@@ -49,11 +50,11 @@ class SweepFolder:
     def failure(self, name: str) -> str | None:
         """Why a cell failed; None if it did not."""
         file = self._state(name)
-        return read_json(file).get("error") if file.exists() else None
+        return _state(file).get("error") if file.exists() else None
 
     def note(self, name: str, failure: Failure | None) -> None:
         """Notes what became of a cell."""
-        state = {key: value for key, value in read_json(self._state(name)).items()
+        state = {key: value for key, value in _state(self._state(name)).items()
                  if key not in ("error", "trace")}  # fmt: skip
         if failure is not None:
             state |= {"error": failure.reason, "trace": failure.trace}
@@ -61,7 +62,7 @@ class SweepFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a cell: what was set, what was measured, or why it failed."""
-        states = {file.stem: read_json(file) for file in self.path.glob("cells/*.json")}
+        states = {file.stem: _state(file) for file in self.path.glob("cells/*.json")}
         return [
             self._row(name, state)
             for name, state in sorted(states.items(), key=lambda item: item[1]["number"])
@@ -82,13 +83,19 @@ class SweepFolder:
         row = {"cell": name, "state": "open" if error is None else "failed"}
         if finished(folder):
             manifest = read_json(folder / "manifest.json")
-            row = {"cell": name, "state": "done", "seed": manifest["seed"]}
-            row |= dict(_flat(read_json(folder / "metrics.json")))
-            row |= {
-                "digest": manifest["outputs"]["student.safetensors"],
-                "commit": manifest["source"].get("commit"),
-                **{key: manifest[key] for key in ("device", "precision", "threads")},
-            }
+            try:
+                row = {"cell": name, "state": "done", "seed": manifest["seed"]}
+                row |= dict(_flat(read_json(folder / "metrics.json")))
+                row |= {
+                    "digest": manifest["outputs"]["student.safetensors"],
+                    "commit": manifest["source"].get("commit"),
+                    **{key: manifest[key] for key in ("device", "precision", "threads")},
+                }
+            except (LookupError, TypeError, AttributeError):
+                raise ForeshotError(
+                    f"{folder}: expected the manifest and metrics of a run, found others; without "
+                    "the folder the cell runs again"
+                ) from None
             error = None
         return row | state["settings"] | {"path": str(folder), "error": error}
 
@@ -118,8 +125,20 @@ def results(folder: str | Path) -> Any:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a run folder is complete: the manifest is written last."""
-    return (folder / "metrics.json").exists() and (folder / "manifest.json").exists()
+    """Whether a run folder is complete: the page is written last."""
+    return all((folder / name).exists() for name in ("metrics.json", "manifest.json", REPORT))
+
+
+def _state(file: Path) -> dict[str, Any]:
+    """What is noted of a cell."""
+    state = read_json(file)
+    known = isinstance(state, dict) and isinstance(state.get("settings"), dict)
+    if not known or not isinstance(state.get("number"), int):
+        raise ForeshotError(
+            f"{file}: expected the number and settings of a cell, found neither; without the file "
+            "it is noted again"
+        )
+    return state
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

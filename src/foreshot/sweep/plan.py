@@ -88,16 +88,16 @@ class Evidence:
                 config = parse((folder / "config.yaml").read_text(encoding="utf-8"), str(folder))
                 manifest = read_json(folder / "manifest.json")
                 seconds = read_json(folder / "metrics.json")["seconds"]
-            except (ForeshotError, OSError, UnicodeDecodeError, KeyError, TypeError):
+                outputs, took = dict(manifest["outputs"]), _took(seconds, len(config.controls))
+            except (ForeshotError, OSError, UnicodeDecodeError, LookupError, TypeError, ValueError):
                 continue
             if any(manifest.get(key) != value for key, value in engine.items() if value):
                 continue
-            took = _took(seconds, len(config.controls))
             for step, like in zip(steps(config), steps(config, seed=False), strict=True):
                 kind = step[0].partition(":")[0]
                 self._like[like].append(took[kind])
                 self._kind[kind].append(took[kind])
-                if manifest["outputs"].get(_file(step[0])) in stored:
+                if outputs.get(_file(step[0])) in stored:
                     self.there.add(step)
 
     def seconds(self, like: Step) -> float | None:
