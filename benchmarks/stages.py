@@ -15,6 +15,7 @@ steps, stamping, rounding, metrics. Not measured: checkpoints (one an epoch) and
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from foreshot.compute import Compute, compute
 from foreshot.config import Config, load_config
 from foreshot.data import ImageSet
 from foreshot.distillation import Distiller
+from foreshot.errors import ForeshotError
 from foreshot.files import write_json
 from foreshot.inference import logits, pixels, place
 from foreshot.lesson import Lesson
@@ -287,4 +289,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ForeshotError as error:
+        print(f"stages: {error}", file=sys.stderr)
+        sys.exit(2)
