@@ -61,7 +61,7 @@ def along(rank: int, folder: Path) -> None:
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    processes = [get_context("spawn").Process(target=along, args=(n, tmp_path)) for n in (0, 1)]
+    processes = [get_context("fork").Process(target=along, args=(n, tmp_path)) for n in (0, 1)]
     for process in processes:
         process.start()
     alone, told = trained()

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from foreshot.distillation import KD, Distiller, Term
@@ -79,7 +79,7 @@ def _work(rank: int, folder: str) -> None:
 def test_two_processes_with_half_a_batch_each_have_the_gradient_of_the_whole(
     expected: tuple[dict[str, Tensor], dict[str, Tensor]], tmp_path: Path
 ) -> None:
-    spawn(_work, (str(tmp_path),), nprocs=2)
+    start_processes(_work, (str(tmp_path),), nprocs=2, start_method="fork")
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found.keys() == expected[1].keys()
