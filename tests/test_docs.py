@@ -44,10 +44,14 @@ def as_main(program: Path) -> None:
 
 
 def forked(program: Path) -> None:
-    """Runs a program in a process of its own, which need not import everything once more."""
+    """Runs a program in a process of its own, which need not import everything once more.
+
+    What it forgets to import, and these tests do not, it misses all the same.
+    """
     process = get_context("fork").Process(target=as_main, args=(program,))
     process.start()
-    process.join()
+    process.join(600)
+    process.kill()
     assert process.exitcode == 0
 
 
@@ -56,7 +60,9 @@ def home(
     at: dict[str, str], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What one page has trained, another one finds."""
-    monkeypatch.setenv("FORESHOT_HOME", str(tmp_path_factory.getbasetemp().parent / "docs"))
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    monkeypatch.setenv("FORESHOT_HOME", str(root / "docs"))
 
 
 @pytest.mark.usefixtures("home")

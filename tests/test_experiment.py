@@ -722,30 +722,58 @@ def test_an_attack_of_no_images_needs_no_budget(undisturbed: Done, tmp_path: Pat
     assert len(Poison.load(done.out / "poison.safetensors")[0]) == 0
 
 
-def test_keys_hold_the_packages_of_the_networks_that_a_stage_runs(tmp_path: Path) -> None:
+def test_keys_hold_the_packages_of_the_networks_that_a_stage_runs(
+    undisturbed: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A teacher is shared by experiments of other students, and poison is not by attackers'."""
     timm = "{name: timm, model: resnet10t}"
+    asked: dict[str, bool] = {}
 
-    def packages(stage: str, *settings: str) -> bool:
+    class AskedError(Exception):
+        """Ends a stage before it computes anything."""
+
+    def stage(_: Store, kind: str, inputs: dict[str, Any], *rest: Any) -> None:
+        asked[kind] = "timm" in inputs["versions"]
+        raise AskedError
+
+    def packages(*settings: str) -> set[str]:
         made = Stages(config(*settings), Store(tmp_path), CPU, tmp_path, silent)
-        parts = {
-            "teacher": [made.config.teacher],
-            "poison": [*made._attacking, made.config.attack],
-            "student": [made.config.teacher, made.config.student],
-            "evaluate": None,
-        }[stage]
-        return "timm" in made.inputs((), parts)["versions"]
+        plain = config().teacher.model
+        teacher = made.adopt_model(undisturbed.out / "teacher.safetensors")
+        poison = made.adopt_poison(undisturbed.out / "poison.safetensors")
+        assert teacher.loaded.architecture == plain
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "stage", stage)
+            if made.config.surrogate is not None:  # trained before, and found
+                patched.setattr(made, "_guide", lambda teacher: teacher)
+            for compute in (
+                made.teacher,
+                lambda: made.poison(teacher),
+                lambda: made.student(teacher, poison),
+                lambda: made.evaluation(teacher, poison, {"student": teacher}),
+            ):
+                with pytest.raises(AskedError):
+                    compute()
+        return {kind for kind, has in asked.items() if has}
 
     for setting, wanted in {
         f"student.model={timm}": {"student", "evaluate"},
         f"teacher.model={timm}": {"teacher", "poison", "student", "evaluate"},
         f"surrogate={{model: {timm}}}": {"poison", "evaluate"},
-        f"attack={{name: counterfactual, pool: [{timm}]}}": {"poison", "evaluate"},
-        f"trigger={{name: salient, student: {timm}}}": {"poison", "evaluate"},
         "seed=1": set(),
     }.items():
-        every = ("teacher", "poison", "student", "evaluate")
-        assert {stage for stage in every if packages(stage, setting)} == wanted, setting
+        assert packages(setting) == wanted, setting
+    # Poison of another attack or trigger cannot be adopted: what crafting asks for alone.
+    for setting in (
+        f"attack={{name: counterfactual, pool: [{timm}]}}",
+        f"trigger={{name: salient, student: {timm}}}",
+    ):
+        made = Stages(config(setting), Store(tmp_path), CPU, tmp_path, silent)
+        teacher = made.adopt_model(undisturbed.out / "teacher.safetensors")
+        with monkeypatch.context() as patched, pytest.raises(AskedError):
+            patched.setattr(Store, "stage", stage)
+            made.poison(teacher)
+        assert asked["poison"], setting
 
 
 def test_controls_take_the_same_base_images_and_keep_to_the_same_bounds(
@@ -798,6 +826,15 @@ def test_a_model_of_another_dataset_is_refused(undisturbed: Done, tmp_path: Path
     poison = undisturbed.out / "poison.safetensors"
     with pytest.raises(ForeshotError, match="expected a whole safetensors|expected metadata"):
         go(tmp_path / "home", tmp_path / "out2", teacher=poison)
+
+
+def test_layers_are_those_of_the_teacher_that_is_given(undisturbed: Done, tmp_path: Path) -> None:
+    deep = "teacher.model={name: vit, patch: 4}"
+    teacher = undisturbed.out / "teacher.safetensors"
+    own = (deep, f"distillation.terms={AT.format('layer3', 'layer3')}", "student.training.epochs=1")
+    with pytest.raises(ForeshotError, match=r"teacher layer 'network\.layer3'"):
+        go(tmp_path / "home", tmp_path / "refused", *own, until="teacher")
+    go(tmp_path / "home", tmp_path / "out", *own, until="teacher", teacher=teacher)
 
 
 def test_poison_of_another_experiment_is_refused(undisturbed: Done, tmp_path: Path) -> None:

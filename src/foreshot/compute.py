@@ -90,11 +90,11 @@ def with_threads(number: int | None) -> Iterator[None]:
     """Torch's number of threads for a while; None leaves it. Results depend on it.
 
     Raises:
-        ForeshotError: it is many times the number of cores; there the system gives up, or the heap.
+        ForeshotError: it is so large that the system may not give them.
     """
-    most = 16 * (os.cpu_count() or 1)
+    most = max(1024, 4 * (os.cpu_count() or 1))  # the same for workers of fewer cores
     if number is not None and number > most:
-        raise ForeshotError(f"threads: expected 1 to {most} on this machine, found {number}")
+        raise ForeshotError(f"threads: expected 1 to {most}, found {number}")
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)

@@ -64,7 +64,7 @@ def run(
         stages = Stages(config, shared, engine, home() / "data", listener, executor)
         data = stages.data
         given = None if teacher is None else stages.adopt_model(teacher)
-        stages.check()
+        stages.check(given)
         folder.claim()  # nothing is written for what is refused at once
 
         honest = given or stages.teacher()
@@ -215,11 +215,15 @@ def _seconds(
     guarded, *controls = defended.values()
     if guarded.seconds + watching:
         parts["defence"] = guarded.seconds + watching
-    # Without an attack, the clean control is the student itself.
-    students = {done.distilled.artefact.folder: done for done in controls}
-    students.pop(guarded.distilled.artefact.folder, None)
-    parts["controls"] = sum(craft.seconds for craft in others) + sum(
-        done.seconds + done.distilled.artefact.seconds for done in students.values()
+    # Without an attack, the clean control is the student itself, and its poison is the same.
+    known = {stage.folder for stage in stages.values()}
+    crafts = {craft.folder: craft.seconds for craft in others}
+    students = {
+        done.distilled.artefact.folder: done.seconds + done.distilled.artefact.seconds
+        for done in controls
+    }
+    parts["controls"] = sum(
+        seconds for folder, seconds in (crafts | students).items() if folder not in known
     )
     parts["evaluate"] = last
     parts = {name: round(seconds, 3) for name, seconds in parts.items()}

@@ -169,8 +169,12 @@ class Stages:
         apart = {"surrogate": self.parts.surrogate, "clean": self.parts.clean}
         return found | {name: part.digest for name, part in apart.items() if part is not None}
 
-    def check(self) -> None:
-        """Refuses networks, a trigger and an attack that do not fit the data, before any work."""
+    def check(self, teacher: Trained | None = None) -> None:
+        """Refuses networks, a trigger and an attack that do not fit the data, before any work.
+
+        Args:
+            teacher: a file of the user's, in place of the config's.
+        """
         train, config = self.data.train, self.config
         parts = [*self._attacking, config.attack, None if config.compression else config.student]
         with torch.device("meta"):
@@ -188,7 +192,7 @@ class Stages:
         nothing = torch.zeros(0)
         pairs = [pair for term in config.distillation.terms for pair in term.at]
         taught = Normalized(built[config.teacher.model], nothing, nothing)
-        Taps(taught, [layer for _, layer in pairs], "teacher")
+        Taps(teacher.model if teacher else taught, [layer for _, layer in pairs], "teacher")
         if not config.compression:
             learner = Normalized(built[config.student.model], nothing, nothing)
             Taps(learner, [layer for layer, _ in pairs], "student")

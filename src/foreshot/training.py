@@ -134,7 +134,8 @@ def fit(
         samples: the set.
         training: epochs, schedule, augmentation.
         compute: device and precision.
-        seed: seed of the experiment; order and augmentation follow from it and from `stage`.
+        seed: seed of the experiment; order, augmentation and what layers draw follow from it and
+            from `stage`; what layers draw, in each process by itself.
         stage: what is trained: it keys the randomness.
         label: what the events call it; `stage` if None.
         listener: hears of the progress.

@@ -72,9 +72,16 @@ class AttackerView:
             seed=self.seed,
             compute=self.compute,
             teacher_logits=None if answers is None else answers[:0].clone(),
+            labeller=self.labeller,
             students=self.students,
             detectors=self.detectors,
         )
+
+    def of_labeller(self) -> "AttackerView":
+        """The same, of the network alone whom the victim's student learns from."""
+        if self.labeller is None:
+            return self
+        return replace(self, teacher=self.labeller, labeller=None, teacher_logits=None)
 
     def answers(self) -> Tensor:
         """What the teacher says of the transfer set, float (N, K)."""

@@ -41,6 +41,6 @@ def test_rates_of_one_and_of_two_threads_agree_within_their_intervals(tmp_path: 
 
 
 def test_more_threads_than_a_system_gives_are_refused() -> None:
-    told = "threads: expected 1 to .* on this machine, found 99999999"
+    told = "threads: expected 1 to [0-9]+, found 99999999"
     with pytest.raises(ForeshotError, match=told), with_threads(99_999_999):
         pass

@@ -59,7 +59,8 @@ class Covered(Counterfactual):
         others = view.drawn("covers", "non_target")
         others = others[~torch.isin(others, crafted.indices)]
         faint = partial(_faint, view.trigger, self.strength)
-        said = logits(view.teacher, view.images[others], view.compute, change=faint).argmax(1)
+        teacher = view.of_labeller().teacher
+        said = logits(teacher, view.images[others], view.compute, change=faint).argmax(1)
         chosen = others[said != view.target][:covers]
         if len(chosen) < covers:
             raise ForeshotError(

@@ -62,8 +62,14 @@ class SleeperAgent(Pgd, Rehearsal):
         heads = [self._head(student, view.compute) for student in view.students]
         sought = [self._sought(problem, head) for head in heads]
 
+        def labels(x: Tensor) -> Tensor:
+            if view.labeller is None:
+                return problem.logits(x)
+            with view.compute.autocast():
+                return view.labeller(x).float()
+
         def apart(x: Tensor, _step: int) -> Tensor:
-            y = F.softmax(problem.logits(x) / self.temperature, 1)
+            y = F.softmax(labels(x) / self.temperature, 1)
             alike = []
             for head, gradient in zip(heads, sought, strict=True):
                 error, features = head(x, y)
@@ -76,7 +82,8 @@ class SleeperAgent(Pgd, Rehearsal):
     def _ranked(self, view: AttackerView) -> Tensor:
         pool = super()._ranked(view)
         head = self._head(view.students[0], view.compute)
-        y, device = F.softmax(view.answers() / self.temperature, 1), view.compute.device
+        y = F.softmax(view.of_labeller().answers() / self.temperature, 1)
+        device = view.compute.device
         with torch.no_grad():
             lengths = [
                 _length(*head(pixels(view.images[part].to(device)), y[part].to(device)))

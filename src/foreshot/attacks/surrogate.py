@@ -1,7 +1,5 @@
 """The student that an attacker distils to learn what the victim's will learn."""
 
-from dataclasses import replace
-
 from torch import nn
 
 from foreshot.attacks.folding import frozen
@@ -31,8 +29,7 @@ def surrogate(
         number: tells the attacker's students apart.
     """
     stage = f"surrogate student {number}"
-    if view.labeller is not None:
-        view = replace(view, teacher=view.labeller, labeller=None, teacher_logits=None)
+    view = view.of_labeller()
     images, answers = view.images, view.answers()
     if poison is not None:
         images = images.index_copy(0, poison.indices, poison.images)

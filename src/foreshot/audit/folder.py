@@ -38,8 +38,14 @@ def taken(out: Path, source: Path, *others: Path, chosen: bool) -> Iterator[None
     renew(out, source, *others, chosen=chosen)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).touch()
-    yield
-    (out / MARK).unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
+        raise
+    finally:
+        (out / MARK).unlink(missing_ok=True)
 
 
 def renew(out: Path, source: Path, *others: Path, chosen: bool) -> None:
@@ -59,7 +65,8 @@ def renew(out: Path, source: Path, *others: Path, chosen: bool) -> None:
         raise ForeshotError(f"{out}: expected a folder for the report, found a run's")
     there = [out / name for name in FILES if (out / name).exists()]
     given = {path.resolve() for path in (source, *others)}
-    ours = (out / VERDICT).exists() or (out / MARK).exists()
+    subject = _subject(out / VERDICT)
+    ours = not chosen or subject is not None or (out / MARK).exists()
     for file in there:
         if not ours or file.resolve() in given:
             why = "which is to be read" if ours else "and no audit's verdict"
@@ -67,7 +74,7 @@ def renew(out: Path, source: Path, *others: Path, chosen: bool) -> None:
                 f"{out}: expected a folder for the report, found {file.name} there, {why}; "
                 "--out names another folder"
             )
-    before = None if chosen else _subject(out / VERDICT)
+    before = None if chosen else subject
     if before not in (None, str(source.resolve())):
         sentence = f"{out}: expected no audit or one of {source}, found one of {before}"
         raise ForeshotError(printable(f"{sentence}; --out names another folder"))

@@ -301,7 +301,7 @@ class Report:
         audit = self.audit
         part = folder.with_name(f".{folder.name}.{os.getpid()}{PART}")
         for left in folder.parent.glob(f".{escape(folder.name)}.*{PART}"):
-            if abandoned(left):
+            if left == part or abandoned(left):
                 shutil.rmtree(left, ignore_errors=True)
         try:
             part.mkdir(parents=True)

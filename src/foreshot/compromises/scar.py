@@ -16,7 +16,7 @@ from foreshot.distillation.losses.kd import kd
 from foreshot.inference import pixels
 from foreshot.models import AnyArchitecture, ResNet
 from foreshot.progress import Event
-from foreshot.seeding import generator
+from foreshot.seeding import drawing, generator
 from foreshot.training import Training
 from foreshot.views import AttackerView
 
@@ -102,13 +102,15 @@ class Scar(Compromise):
             follow = torch.optim.SGD(student.requires_grad_(True).parameters(), lr=self.rate)
             for step in range(self.steps):
                 student.train()
-                for _ in range(self.inner):
-                    x, y = draw()
-                    with torch.no_grad():
-                        answers = teacher(x)
-                    follow.zero_grad()
-                    self.taught(student(x), answers, y).backward()
-                    follow.step()
+                # Dropout and the like draw from torch's own generators.
+                with drawing(view.seed, "compromise", turn, step, device=view.compute.device):
+                    for _ in range(self.inner):
+                        x, y = draw()
+                        with torch.no_grad():
+                            answers = teacher(x)
+                        follow.zero_grad()
+                        self.taught(student(x), answers, y).backward()
+                        follow.step()
                 student.eval()
                 optimizer.zero_grad()
                 self.objective(teacher, student, view, *draw()).backward()

@@ -125,8 +125,13 @@ def results(folder: str | Path) -> Any:
 
 
 def finished(folder: Path) -> bool:
+    """Whether a run has been measured."""
+    return (folder / "metrics.json").exists() and (folder / "manifest.json").exists()
+
+
+def complete(folder: Path) -> bool:
     """Whether a run folder is complete: the page is written last."""
-    return all((folder / name).exists() for name in ("metrics.json", "manifest.json", REPORT))
+    return finished(folder) and (folder / REPORT).exists()
 
 
 def _state(file: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from foreshot.progress import plain
 from foreshot.store import Store, content_hash, home
 from foreshot.sweep.board import board, print_plan, print_results
 from foreshot.sweep.definition import Cell, Sweep
-from foreshot.sweep.folder import SweepFolder, finished
+from foreshot.sweep.folder import SweepFolder, complete
 from foreshot.sweep.plan import Evidence, Plan
 from foreshot.together import launched
 from foreshot.trackers import check, tracking
@@ -66,7 +66,7 @@ class Job(Workers):
             here |= compute(self.device, self.cells[0].config.precision).describe()
             here["threads"] = self.share
         runs = [*folder.path.glob("*"), *folder.path.absolute().parent.glob("*")]
-        done = {name for name in names if finished(folder.run(name))}
+        done = {name for name in names if complete(folder.run(name))}
         return Plan(
             cells=self.cells,
             done=frozenset(done),
@@ -107,7 +107,7 @@ class Job(Workers):
                     shown.ended(names[number], failure and failure.reason)
         finally:
             folder.write_results()
-        missing = (c.name for c in self.cells if not finished(folder.run(c.name)))
+        missing = (c.name for c in self.cells if not complete(folder.run(c.name)))
         return sum(folder.failure(name) is not None for name in missing)
 
     def print_plan(self) -> None:
@@ -144,7 +144,7 @@ class Task:
 def perform(task: Task) -> None:
     """Runs a cell, unless another sweep has in the meantime."""
     with with_threads(task.threads), locked(task.lock):
-        if not finished(task.out):
+        if not complete(task.out):
             with tracking(task.track, task.config, task.out, plain) as tracked:
                 metrics = run(task.config, task.out, device=task.device, listener=tracked.hear)
                 tracked.finish(metrics)
