@@ -829,12 +829,12 @@ def test_a_model_of_another_dataset_is_refused(undisturbed: Done, tmp_path: Path
 
 
 def test_layers_are_those_of_the_teacher_that_is_given(undisturbed: Done, tmp_path: Path) -> None:
-    deep = "teacher.model={name: vit, patch: 4}"
-    teacher = undisturbed.out / "teacher.safetensors"
-    own = (deep, f"distillation.terms={AT.format('layer3', 'layer3')}", "student.training.epochs=1")
-    with pytest.raises(ForeshotError, match=r"teacher layer 'network\.layer3'"):
-        go(tmp_path / "home", tmp_path / "refused", *own, until="teacher")
-    go(tmp_path / "home", tmp_path / "out", *own, until="teacher", teacher=teacher)
+    teacher, terms = undisturbed.out / "teacher.safetensors", AT.format("layer3", "layer5")
+    settings = ("teacher.model={name: vgg}", f"distillation.terms={terms}")
+    Stages(config(*settings), Store(tmp_path), CPU, tmp_path, silent).check()
+    with pytest.raises(ForeshotError, match=r"^teacher layer 'network\.layer5'"):
+        go(tmp_path / "home", tmp_path / "out", *settings, teacher=teacher)
+    assert not (tmp_path / "out/config.yaml").exists()
 
 
 def test_poison_of_another_experiment_is_refused(undisturbed: Done, tmp_path: Path) -> None:
