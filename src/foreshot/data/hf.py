@@ -65,7 +65,7 @@ class HuggingFace(Dataset):
             order, classes = self._classes(train)
             images = self._read(train, self.train, order, classes, cache)
             if self.test is None:
-                return Splits(images, images).validation(self.test_share, seed=0)
+                return Splits(*images.cut(self.test_share, 0, "data.test_share"))
             test = self._part(datasets, parts, self.test)
             names = getattr(test.features[self.label], "names", None)
             if names not in (None, list(classes)):
