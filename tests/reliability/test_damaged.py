@@ -142,7 +142,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(copy: Place) -> None:
     (copy.out / "student.safetensors").unlink()
     (copy.out / "student.safetensors").mkdir()
     assert copy.run() == 2
-    assert "student.safetensors: expected a file or none yet, found a folder" in copy.said
+    assert "student.safetensors: is a directory" in copy.said
     (copy.out / "student.safetensors").rmdir()
     assert copy.run() == 0
 

@@ -1,7 +1,7 @@
 """Triggers that the attacker computes, of networks and images of his own."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,12 +97,17 @@ class Rehearsed(Learned):
 
 
 def save_picture(path: Path, pattern: Tensor) -> None:
-    """Writes a pattern, uint8 (C, H, W), as PNG, grey or in colour."""
+    """Writes a pattern, uint8 (C, H, W), as PNG, grey or in colour.
+
+    Raises:
+        ForeshotError: it has another number of channels.
+    """
+    check_picture(pattern.shape)
     levels = pattern[0] if len(pattern) == 1 else pattern.permute(1, 2, 0)
     Image.fromarray(levels.numpy()).save(path, "PNG")
 
 
-def check_picture(shape: tuple[int, int, int]) -> None:
+def check_picture(shape: Sequence[int]) -> None:
     """Refuses patterns (C, H, W) that a picture does not hold."""
     if shape[0] not in (1, 3):
         raise ForeshotError(f"trigger: expected images of 1 or 3 channels, found {shape[0]}")
