@@ -57,12 +57,11 @@ class Rehearsal(Attack):
                 for place, kind in enumerate(kinds, 1)
             ]
             view = replace(view, students=(*view.students, *students))
-            if number + 1 == self.rounds:
-                return super().craft(view)
-            # What teaches a surrogate alone need not convince every time, nor is that told.
-            attack = self.model_copy(update={"retries": 0})
-            poison = Attack.craft(attack, replace(view, listener=_without_notes(view.listener)))
-        raise AssertionError  # there is one round or more
+            if number + 1 < self.rounds:
+                # What teaches a surrogate alone need not convince every time, nor is that told.
+                attack = self.model_copy(update={"retries": 0})
+                poison = Attack.craft(attack, replace(view, listener=_without_notes(view.listener)))
+        return super().craft(view)
 
     def _bases(self, view: AttackerView) -> Tensor:
         """By turns images that resist and others, so that however many are taken hold the share."""

@@ -50,11 +50,11 @@ class SweepFolder:
     def failure(self, name: str) -> str | None:
         """Why a cell failed; None if it did not."""
         file = self._state(name)
-        return _state(file).get("error") if file.exists() else None
+        return _noted(file).get("error") if file.exists() else None
 
     def note(self, name: str, failure: Failure | None) -> None:
         """Notes what became of a cell."""
-        state = {key: value for key, value in _state(self._state(name)).items()
+        state = {key: value for key, value in _noted(self._state(name)).items()
                  if key not in ("error", "trace")}  # fmt: skip
         if failure is not None:
             state |= {"error": failure.reason, "trace": failure.trace}
@@ -62,7 +62,7 @@ class SweepFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a cell: what was set, what was measured, or why it failed."""
-        states = {file.stem: _state(file) for file in self.path.glob("cells/*.json")}
+        states = {file.stem: _noted(file) for file in self.path.glob("cells/*.json")}
         return [
             self._row(name, state)
             for name, state in sorted(states.items(), key=lambda item: item[1]["number"])
@@ -134,13 +134,13 @@ def complete(folder: Path) -> bool:
     return finished(folder) and (folder / REPORT).exists()
 
 
-def _state(file: Path) -> dict[str, Any]:
+def _noted(file: Path) -> dict[str, Any]:
     """What is noted of a cell."""
     state = read_json(file)
     known = isinstance(state, dict) and isinstance(state.get("settings"), dict)
     if not known or not isinstance(state.get("number"), int):
         raise ForeshotError(
-            f"{file}: expected the number and settings of a cell, found neither; without the file "
+            f"{file}: expected the number and settings of a cell, found others; without the file "
             "it is noted again"
         )
     return state
