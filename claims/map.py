@@ -252,11 +252,6 @@ AXES: dict[str, Axis] = {
         "dot, 5 %, epsilon 8": (EIGHT, PICKED, *POOLED, *OTHER),
     },
     "crops": {
-        "fashion, blend, 5 %, epsilon 16": (*CLOTHES, *FLIPPED, BLEND, "target=2"),
-        "fashion, patch, 5 %, epsilon 32": (
-            *(*CLOTHES, *FLIPPED, INNER, "target=0"),
-            *("attack.epsilon=32", "attack.weight=0.02"),
-        ),
         "dot, 5 %, epsilon 16": (CROP, PICKED, *KNOWN, *POOLED, *OTHER),
     },
     "steps": {
@@ -270,6 +265,13 @@ AXES: dict[str, Axis] = {
         "none, 5 %": (),
         "half of 5 %": ("attack.name=covered",),
         "half of 10 %": ("attack.name=covered", "attack.rate=0.1"),
+    },
+    "fashion-crops": {
+        "blend, 5 %, epsilon 16": (*CLOTHES, *FLIPPED, BLEND, "target=2"),
+        "patch, 5 %, epsilon 32": (
+            *(*CLOTHES, *FLIPPED, INNER, "target=0"),
+            *("attack.epsilon=32", "attack.weight=0.02"),
+        ),
     },
 }
 """Every cell by axis and name: what is set over the centre. The most telling axes come first."""
