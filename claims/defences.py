@@ -111,7 +111,7 @@ DISTILLED = ("combined", "consistency", "second_teacher")
 NEEDS_LABELS = ("label_disagreement",)
 """Not in the matrix: an attack that changes images alone leaves the labels right."""
 RULES: dict[str, Settings] = {
-    "drop 0.02": ("defender.drop=0.02",),
+    "drop 0.05": ("defender.drop=0.05",),
     "level 0.2": ("defender.level=0.2",),
 }
 """Other rules than the default by which those screens remove images: behind their name, in rows of
@@ -123,7 +123,7 @@ SCREENS_BEFORE = (
 LESS = f"defence.screens=[{', '.join(f'{{name: {name}}}' for name in SCREENS_BEFORE)}]"
 WITHOUT_DETECTOR: dict[str, Settings] = {
     "without detector": (LESS,),
-    "without detector, drop 0.02": (LESS, "defender.drop=0.02"),
+    "without detector, drop 0.05": (LESS, "defender.drop=0.05"),
 }
 """What `combined` was before `detector` was among its screens."""
 ROWS = (

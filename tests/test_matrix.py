@@ -26,7 +26,7 @@ def test_a_cell_is_what_its_names_say(preset: str) -> None:
         name, _, rule = defence.partition(", ")
         expected = defences.WITHOUT if defence == defences.UNDEFENDED else name
         assert config.defender.level == (0.2 if rule == "level 0.2" else None)
-        assert config.defender.drop == (0.02 if rule.endswith("drop 0.02") else 0.05)
+        assert config.defender.drop == (0.05 if rule.endswith("drop 0.05") else 0.02)
         if isinstance(config.defence, Combined):
             has = any(screen.name == "detector" for screen in config.defence.screens)
             assert has != rule.startswith("without detector")

@@ -55,11 +55,11 @@ def test_by_the_rate_of_false_discoveries_a_clean_set_stays_whole(tiny: Tiny) ->
 
 def test_too_few_clean_images_for_a_p_value_are_one_sentence(tiny: Tiny) -> None:
     Dice.known = torch.tensor([0])
-    assert len(judge(Dice(), seen(tiny, 37)).flagged) >= 1
+    assert len(judge(Dice(), seen(tiny, 37), 0.05).flagged) >= 1
     with pytest.raises(ForeshotError) as error:
-        judge(Dice(), seen(tiny, 36))
+        judge(Dice(), seen(tiny, 36), 0.05)
     assert str(error.value) == (
         "screen near_duplicate: expected at least 37 clean images (defender.clean) for p-values of "
-        "0.05, found 36"
+        "0.05, found 36, with which none is below 0.053"
     )
     assert not len(judge(Dice(), seen(tiny, 36), level=0.01).flagged)

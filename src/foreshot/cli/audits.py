@@ -53,7 +53,7 @@ def audit_data(
     ] = 0.05,
     drop: Annotated[
         float, typer.Option(min=0, max=0.5, help="Share of clean images to lose with the poison.")
-    ] = 0.05,
+    ] = 0.02,
     broken: Broken = "skip",
     out: Out = None,
     write_clean: Annotated[

@@ -13,11 +13,10 @@ from foreshot.errors import ForeshotError
 from foreshot.files import read_tensors, write_tensors
 from foreshot.views import DefenderView
 
-DROP = 0.05
-"""Share of innocent images given up to be rid of poison that hides among them. Where `combined` had
-no student to look at, 4 of 450 images stayed at 2 % for one seed of three, of poison that knew the
-changes of the screens: enough to turn a sixth of the answers. With one, nothing stays at 2 %
-either; 5 % is for poison that nobody has tried (docs/safe-distillation.md)."""
+DROP = 0.02
+"""Share of innocent images given up to be rid of poison that hides among them. Of 18 poisoned sets
+`combined` removes all at 2 % as at 5 %, for less accuracy (docs/safe-distillation.md). Where it has
+no student to look at, poison that knew the changes of the screens stayed at 2 % in one of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +122,8 @@ def check_enough(defence: Defence, clean: int, share: float) -> None:
     if clean < needed:
         raise ForeshotError(
             f"{defence.kind} {defence.title}: expected at least {needed} clean images "
-            f"(defender.clean) for p-values of {share:g}, found {clean}"
+            f"(defender.clean) for p-values of {share:g}, found {clean}, "
+            f"with which none is below {1 / (clean - clean // 2 + 1):.2g}"
         )
 
 
