@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from conftest import DIGITS, Rule, Tiny, seen
 from foreshot.attacks import ATTACKS, Attack, Counterfactual, Noise, Pgd, Problem, craft
@@ -80,6 +80,13 @@ class Looks(Noise):
         return problem.start + problem.view.images[0]
 
 
+class Darkness(nn.Module):
+    """A detector by formula."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x.mean((1, 2, 3))
+
+
 def assert_same(attack: Attack, tiny: Tiny, executor: Executor, **parameters: Any) -> None:
     """The poison of several chunks is that which is crafted here."""
     here = attack.craft(seen(tiny))
@@ -94,7 +101,7 @@ def test_every_attack_crafts_the_same_without_the_set(key: str, tiny: Tiny) -> N
     anything = {"base": "any", "count": 70, "retries": 1, "confidence": 0.9}
     attack = ATTACKS[key].model_validate({"name": key, **fields, **searches, **anything})
     executor, answers = Elsewhere(), seen(tiny).answers()
-    known = {"students": (tiny.teacher,), "teacher_logits": answers}
+    known = {"students": (tiny.teacher,), "detectors": (Darkness(),), "teacher_logits": answers}
     views = (seen(tiny, executor=where, **known) for where in (HERE, executor))
     here, there = (Attack.craft(attack, view) for view in views)
     assert here.digest == there.digest

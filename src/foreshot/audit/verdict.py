@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from foreshot.defences.base import Scores
@@ -49,6 +48,8 @@ def set_test(screens: list[Scores], alarm: float, seed: int) -> SetTest:
         alarm: the level at which `smallest` is meant.
         seed: of the draws.
     """
+    from scipy.stats import hypergeom  # takes a second to import
+
     transfer, clean = len(screens[0].transfer), len(screens[0].clean)
     pool = transfer + clean
     random = generator(seed, "audit", "set")
