@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy.stats import false_discovery_control, hmean
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from foreshot.defences.base import Scores
-from foreshot.defences.combined import combined, evidence
+from foreshot.defences.combined import Combined, combined, evidence
 from foreshot.defences.conformal import benjamini_hochberg, enriched, exponential_tails, p_values
 from foreshot.defences.scoring import found
+from foreshot.defences.screens import Frequency, Scan
 from foreshot.poison import Poison
 
 
@@ -52,6 +54,13 @@ def test_p_values_of_combined_screens_hold_whatever_their_dependence(correlation
         held = float((p <= bound + 1e-9).double().mean())
         assert held <= bound + 4 * (bound * (1 - bound) / rounds) ** 0.5
     assert p.mean() < 0.6  # it holds, and is not much too careful
+
+
+def test_of_one_screen_alone_the_combined_scores_tell_as_much() -> None:
+    scores = torch.arange(99.0, dtype=torch.float64)
+    assert torch.equal(combined([scores], 49), scores)
+    with pytest.raises(ValidationError, match="found the screen scan twice"):
+        Combined(screens=(Scan(), Frequency(), Scan()))
 
 
 def test_evidence_is_the_harmonic_mean_of_p_values() -> None:

@@ -1,10 +1,10 @@
 """Several screens as one."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from foreshot.defences.base import Scores, Screen
@@ -51,6 +51,13 @@ class Combined(Screen):
     name: Literal["combined"] = "combined"
     screens: tuple[AnySingle, ...] = Field(default=DEFAULT, min_length=1)
 
+    @model_validator(mode="after")
+    def _no_screen_twice(self) -> Self:
+        for number, screen in enumerate(self.screens):
+            if screen in self.screens[:number]:
+                raise ValueError(f"found the screen {screen.name} twice")
+        return self
+
     def uses(self, lacks: frozenset[Need] = frozenset()) -> frozenset[Need]:
         return frozenset[Need]().union(*(screen.needs for screen in usable(self.screens, lacks)))
 
@@ -71,7 +78,13 @@ def usable(screens: Iterable[Screen], lacks: frozenset[Need]) -> list[Screen]:
 
 
 def combined(scores: Sequence[Tensor], clean: int) -> Tensor:
-    """Scores of several screens, each float64 (N,), as one; the last `clean` images are clean."""
+    """Scores of several screens, each float64 (N,), as one; the last `clean` images are clean.
+
+    Those of one screen stay what they are: their p-values would tie the clean image that comes next
+    with what stands out, and halve what can be told.
+    """
+    if len(scores) == 1:
+        return scores[0]
     return torch.stack([evidence(of_one, clean) for of_one in scores]).sum(0).log()
 
 
