@@ -20,9 +20,10 @@ from foreshot.errors import ForeshotError
 from foreshot.inference import logits, pixels
 from foreshot.lesson import Lesson
 from foreshot.metrics import evaluate
-from foreshot.models import Quantized, build
+from foreshot.models import Ensemble, Quantized, build
 from foreshot.models.base import Normalized
 from foreshot.models.checkpoint import state_digest
+from foreshot.models.ensemble import members
 from foreshot.seeding import generator
 from foreshot.taps import Taps
 from foreshot.training import Training
@@ -86,6 +87,14 @@ def test_shuffling_moves_the_channels_of_the_last_convolutions_alone(
     x = pixels(tiny.train.images[:5])
     assert torch.equal(again(x), network(x))
     assert not torch.equal(other(x), network(x))
+
+
+def test_each_member_of_an_ensemble_is_shuffled(tiny: Tiny) -> None:
+    images = tiny.train.images
+    teacher = build(Ensemble(of=ARCHITECTURE, count=2), images, 4, 0, "teacher").eval()
+    network, x = shuffled(teacher, 2, generator(0, "test")), pixels(images[:5])
+    for before, after in zip(members(teacher), members(network), strict=True):
+        assert not torch.equal(before(x), after(x))
 
 
 def order(was: nn.Conv2d, now: nn.Conv2d) -> list[int]:

@@ -10,6 +10,7 @@ from torch.nn.utils import prune
 
 from foreshot.compression.base import Compression, trainable
 from foreshot.models.base import Normalized
+from foreshot.models.ensemble import members
 
 
 class Prune(Compression):
@@ -33,14 +34,14 @@ class Prune(Compression):
         student = trainable(teacher)
         # torch's pruning views weights as vectors, which it cannot of channels laid out last.
         student.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-        layers = list(_layers(student))
         if self.structure == "weights":
-            pairs = [(layer, "weight") for layer in layers]
+            pairs = [(layer, "weight") for layer in _layers(student)]
             prune.global_unstructured(pairs, prune.L1Unstructured, amount=self.amount)
         else:
-            for layer in layers[1:]:
-                if isinstance(layer, nn.Conv2d):
-                    prune.ln_structured(layer, "weight", self.amount, n=1, dim=0)
+            for network in members(student):
+                for layer in list(_layers(network))[1:]:
+                    if isinstance(layer, nn.Conv2d):
+                        prune.ln_structured(layer, "weight", self.amount, n=1, dim=0)
         return student
 
     def finish(self, student: Normalized) -> None:

@@ -59,6 +59,12 @@ class EnsembleNetwork(nn.Module):
         return torch.stack([member(x).float().log_softmax(1) for member in self.children()])
 
 
+def members(network: nn.Module) -> list[nn.Module]:
+    """The networks that a network is made of: those of an ensemble, or itself."""
+    ensembles = [part for part in network.modules() if isinstance(part, EnsembleNetwork)]
+    return list(ensembles[0].children()) if ensembles else [network]
+
+
 class UnanimousNetwork(EnsembleNetwork):
     """As one that is sure of what all of them say: the mean of the logs of their probabilities."""
 

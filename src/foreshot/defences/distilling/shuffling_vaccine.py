@@ -3,6 +3,7 @@
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from foreshot.defences.distilling.base import Distilling
 from foreshot.errors import ForeshotError
 from foreshot.inference import logits
 from foreshot.lesson import Lesson
+from foreshot.models.ensemble import members
 from foreshot.seeding import generator
 from foreshot.views import DefenderView
 
@@ -72,17 +74,22 @@ class ShufflingVaccine(Distilling):
 def shuffled(teacher: nn.Module, layers: int, random: torch.Generator) -> nn.Module:
     """A copy of a network whose last convolutions take their input channels in another order.
 
+    Of an ensemble those of each member.
+
     Raises:
         ForeshotError: there is no convolution.
     """
     network = deepcopy(teacher)
-    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    if not convolutions:
+    of_each = [
+        [layer for layer in member.modules() if isinstance(layer, nn.Conv2d)][-layers:]
+        for member in members(network)
+    ]
+    if not all(of_each):
         raise ForeshotError(
             "defence shuffling_vaccine: expected a teacher with convolutions, "
             f"found {type(teacher).__name__} without"
         )
-    for layer in convolutions[-layers:]:
+    for layer in chain.from_iterable(of_each):
         # What they take, and not their weights: these may be made of others, as int8 is.
         order = torch.randperm(layer.in_channels, generator=random).to(layer.weight.device)
         layer.register_forward_pre_hook(partial(_reordered, order))

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from foreshot.defences.pool import BATCH, read, there
 from foreshot.defences.repairs.tuning import Tuning
+from foreshot.errors import ForeshotError
 from foreshot.inference import logits
 from foreshot.models.base import Normalized
+from foreshot.models.ensemble import members
 from foreshot.training import Training
 from foreshot.views import DefenderView
 
@@ -30,6 +32,10 @@ class FinePruning(Tuning):
     training: Training = Training(epochs=20, batch=32, lr=0.005, augment="crop")
 
     def mend(self, student: Normalized, view: DefenderView) -> None:
+        if len(members(student)) > 1:
+            raise ForeshotError(
+                f"defence {self.name}: expected a student of one network, found an ensemble"
+            )
         dormant, weight = self.dormant(student, view), classifier(student)
         kept = torch.ones_like(weight)
         kept[:, dormant.to(weight.device)] = 0
