@@ -837,6 +837,25 @@ def test_layers_are_those_of_the_teacher_that_is_given(undisturbed: Done, tmp_pa
     assert not (tmp_path / "out/config.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("teacher.model={name: reused_head}",), "^teacher.model: expected a network with a clas"),
+        (("surrogate={model: {name: reused_head}}",), "^surrogate.model: expected a network with"),
+        (("student.model={name: reused_head}",), "^model reused_head: expected a teacher of the"),
+        (
+            ("compression.name=quantize", "teacher.model={name: ensemble}"),
+            "^compression: expected a teacher of one network in float",
+        ),
+    ],
+)
+def test_networks_that_do_not_go_together_are_refused_before_any_work(
+    settings: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ForeshotError, match=message):
+        Stages(config(*settings), Store(tmp_path), CPU, tmp_path, silent).check()
+
+
 def test_poison_of_another_experiment_is_refused(undisturbed: Done, tmp_path: Path) -> None:
     poison = undisturbed.out / "poison.safetensors"
     home = undisturbed.home

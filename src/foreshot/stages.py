@@ -27,7 +27,7 @@ from foreshot.files import file_digest, read_json, write_bytes, write_json
 from foreshot.inference import logits, pixels, place
 from foreshot.lesson import Change, Lesson
 from foreshot.metrics import evaluate, stealth
-from foreshot.models import UnanimousNetwork, build
+from foreshot.models import ReusedHead, UnanimousNetwork, build
 from foreshot.models.base import Architecture, Normalized
 from foreshot.models.checkpoint import LoadedModel, load_model, save_model
 from foreshot.poison import Poison
@@ -176,6 +176,12 @@ class Stages:
             teacher: a file of the user's, in place of the config's.
         """
         train, config = self.data.train, self.config
+        for what, network in (("teacher", config.teacher), ("surrogate", config.surrogate)):
+            if network is not None and isinstance(network.model, ReusedHead):
+                raise ForeshotError(
+                    f"{what}.model: expected a network with a classifier of its own, "
+                    f"found {network.model.name}"
+                )
         parts = [*self._attacking, config.attack, None if config.compression else config.student]
         with torch.device("meta"):
             built = {
@@ -191,11 +197,18 @@ class Stages:
             )
         nothing = torch.zeros(0)
         pairs = [pair for term in config.distillation.terms for pair in term.at]
-        taught = Normalized(built[config.teacher.model], nothing, nothing)
-        Taps(teacher.model if teacher else taught, [layer for _, layer in pairs], "teacher")
-        if not config.compression:
+        architecture = teacher.loaded.architecture if teacher else config.teacher.model
+        with torch.device("meta"):
+            taught = Normalized(
+                architecture.build(train.shape, len(train.classes)), nothing, nothing
+            )
+        Taps(taught, [layer for _, layer in pairs], "teacher")
+        if config.compression:
+            config.compression.architecture(architecture)
+        else:
             learner = Normalized(built[config.student.model], nothing, nothing)
             Taps(learner, [layer for layer, _ in pairs], "student")
+            config.student.model.adopt(learner, taught)
         if isinstance(self.trigger, Learned):  # once there is a teacher
             check_picture(train.shape)
         else:
@@ -471,6 +484,7 @@ class Stages:
         inputs = self.inputs(
             (
                 "metrics.py",
+                "compute.py",
                 "inference.py",
                 "levels.py",
                 "triggers",

@@ -41,7 +41,7 @@ from foreshot.distillation import Distiller
 from foreshot.errors import ForeshotError
 from foreshot.inference import logits, pixels
 from foreshot.metrics import evaluate
-from foreshot.models import Vit, WideResNet, build
+from foreshot.models import Ensemble, ReusedHead, Vit, WideResNet, build
 from foreshot.models.base import Normalized
 from foreshot.models.checkpoint import load_model, state_digest
 from foreshot.record import RunFolder
@@ -284,6 +284,24 @@ def test_fine_pruning_spares_as_brute_force_does(view: DefenderView, clean: Imag
     order = torch.cat(caught).mean(0).argsort()
     assert order[: len(found)].tolist() == found.tolist()
     assert agreement(order[: len(found) + 1]) < floor
+
+
+def test_fine_pruning_refuses_an_ensemble(tiny: Tiny, clean: ImageSet) -> None:
+    student = build(Ensemble(of=ARCHITECTURE, count=2), clean.images, 4, 0, "student")
+    with pytest.raises(ForeshotError, match="a student of one network, found an ensemble"):
+        mended(FinePruning(training=SHORT), knowing(student, tiny.teacher, clean))
+
+
+@pytest.mark.parametrize("key", ["anp", "ft_sam"])
+def test_weights_that_no_answer_depends_on_are_no_error(
+    key: str, tiny: Tiny, clean: ImageSet
+) -> None:
+    """Under another's head a network leaves out what comes after its last stage."""
+    architecture = ReusedHead(body=WideResNet(width=1), head=ARCHITECTURE)
+    student = build(architecture, clean.images, 4, 0, "student")
+    few = clean.select(torch.arange(16))
+    after = mended(quick(key), knowing(student, tiny.teacher, few))
+    assert state_digest(after) != state_digest(student)
 
 
 def sensitive() -> tuple[Normalized, ImageSet]:

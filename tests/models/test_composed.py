@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ARCHITECTURE, Tiny
+from conftest import ARCHITECTURE, Tiny, seen
+from foreshot.attacks.surrogate import surrogate
 from foreshot.compute import CPU
 from foreshot.distillation import Distiller, Term
 from foreshot.distillation.losses.simkd import SimKD
@@ -90,6 +91,13 @@ def test_a_head_cannot_be_reused_on_tokens(tiny: Tiny) -> None:
     body = Vit(dim=16, depth=3, heads=2)
     with pytest.raises(ForeshotError, match="^model reused_head: expected a body of maps"):
         build(ReusedHead(body=body), tiny.train.images, 4, 0, "student")
+
+
+def test_a_surrogate_reuses_its_teachers_head(tiny: Tiny) -> None:
+    architecture = ReusedHead(body=ARCHITECTURE, head=ARCHITECTURE)
+    student = surrogate(seen(tiny), architecture, Training(epochs=1, batch=100))
+    for key in ("network.fc.weight", "network.fc.bias"):
+        assert torch.equal(student.state_dict()[key], tiny.teacher.state_dict()[key])
 
 
 def test_only_the_head_of_the_very_teacher_is_reused(tiny: Tiny) -> None:

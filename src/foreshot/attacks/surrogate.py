@@ -39,6 +39,7 @@ def surrogate(
     if training.augment != "none":
         samples = Samples(images, teacher=None if training.augment in STRONG else teacher)
     student = build(architecture, images, answers.shape[1], view.seed, stage)
+    architecture.adopt(student, view.teacher)
     fit(
         Distiller(student, teacher, [Term(loss=KD(temperature=4))]),
         samples,

@@ -34,7 +34,7 @@ class Architecture(Member):
         """What of a network is trained on labels apart from the rest; mostly all of it as one."""
         return [model]
 
-    def adopt(self, student: "Normalized", teacher: "Normalized") -> None:
+    def adopt(self, student: "Normalized", teacher: nn.Module) -> None:
         """Takes over, before it is distilled, what a student keeps of its teacher; mostly nothing.
 
         Args:

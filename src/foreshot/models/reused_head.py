@@ -51,11 +51,12 @@ class ReusedHead(Architecture):
             self.body.build(shape, classes), feature.shape[1], classifier.in_features, classes
         )
 
-    def adopt(self, student: Normalized, teacher: Normalized) -> None:
-        own, theirs = student.network.get_submodule("fc"), getattr(teacher.network, "fc", None)
+    def adopt(self, student: Normalized, teacher: nn.Module) -> None:
+        network = getattr(teacher, "network", teacher)
+        own, theirs = student.network.get_submodule("fc"), getattr(network, "fc", None)
         assert isinstance(own, nn.Linear)
         if not isinstance(theirs, nn.Linear) or theirs.weight.shape != own.weight.shape:
-            found = type(teacher.network).__name__ if theirs is None else f"fc {theirs}"
+            found = type(network).__name__ if theirs is None else f"fc {theirs}"
             raise ForeshotError(
                 f"model reused_head: expected a teacher of the architecture head, with fc {own}, "
                 f"found {found}"

@@ -92,7 +92,8 @@ class Masked(nn.Module):
             for mask in [*self.masks, *self.masks]
         ]
         changes = [start.requires_grad_() for start in starts]
-        gradients = torch.autograd.grad(self._loss(changes, x, targets), changes)
+        loss = self._loss(changes, x, targets)
+        gradients = torch.autograd.grad(loss, changes, allow_unused=True, materialize_grads=True)
         return [
             (change.detach() + epsilon * gradient.sign()).clamp(-epsilon, epsilon)
             for change, gradient in zip(changes, gradients, strict=True)

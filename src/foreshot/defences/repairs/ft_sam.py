@@ -48,7 +48,9 @@ class Sharp(nn.Module):
     def forward(self, x: Tensor, **targets: Tensor) -> dict[str, Tensor]:
         weights = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         loss = self.module(x, **targets)["loss"]
-        gradients = torch.autograd.grad(loss, list(weights.values()))
+        gradients = torch.autograd.grad(
+            loss, list(weights.values()), allow_unused=True, materialize_grads=True
+        )
         steps = ascent(list(weights.values()), gradients, self.rho)
         moved = {n: w + e for (n, w), e in zip(weights.items(), steps, strict=True)}
         # Running statistics are those that the weights themselves have seen.
