@@ -194,7 +194,7 @@ class Guard:
             write_json(folder / "watch.json", watched(monitor, view, test, trigger, target))
 
         inputs = stages.inputs(
-            (*GUARDING, "metrics.py", "triggers"),
+            (*GUARDING, "metrics.py", "triggers", "data/files.py"),
             test=stages.digests["test"],
             **stages.stamped(),
             **self._known(teacher, poison, student),

@@ -44,7 +44,8 @@ class Recall:
         size = len(images) * views * classes * 4
         self._kept = size <= LARGEST and compute.holds(size)
         slots = views if self._kept else 1
-        # The system gives memory to what is written, so views that do not occur cost none.
+        # The system gives memory, by the page, to what is written: views that do not occur cost
+        # none where the answers to one fill a page.
         self._answers = torch.empty(len(images), slots, classes, device=compute.device)
         # On the CPU, as indices and views are: the device is never waited for.
         self._known = torch.zeros(len(images), slots, dtype=torch.bool)

@@ -22,7 +22,7 @@ from foreshot.attacks import Pgd
 from foreshot.audit import report as reports
 from foreshot.audit.folder import FILES
 from foreshot.audit.job import Job
-from foreshot.audit.reading import printable
+from foreshot.audit.reading import Wanted, printable, read_set
 from foreshot.cli import main
 from foreshot.cli.audits import audit_data
 from foreshot.compute import CPU
@@ -559,6 +559,18 @@ def test_an_error_of_its_own_is_no_verdict(
     assert ended.code == 2
     assert "Traceback" in ended.err
     assert ended.err.splitlines()[-1].startswith("foreshot: an error of its own, which you could")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((4, 8, 8), "images of 1 or 3 channels, found one of 4"), ((3, 8, 9), "of square images")],
+)
+def test_pictures_that_a_teacher_cannot_be_given_are_refused(
+    shape: tuple[int, int, int], message: str, tmp_path: Path
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ForeshotError, match=message):
+        read_set(tmp_path, Wanted(shape=shape, classes=("a", "b"), cache=tmp_path / "cache"))
 
 
 def test_labels_of_no_class_of_the_teacher_are_skipped(

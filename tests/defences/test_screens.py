@@ -46,6 +46,7 @@ from foreshot.defences.screens import (
 from foreshot.defences.screens.consistency import Change
 from foreshot.defences.screens.frequency import spectrum
 from foreshot.defences.screens.halves import halves
+from foreshot.errors import ForeshotError
 from foreshot.inference import pixels
 from foreshot.models import ResNet, build
 from foreshot.poison import Poison
@@ -216,6 +217,12 @@ def test_a_small_pattern_in_many_images_of_one_answer_stands_out(shared: bool) -
             best = max(best, math.log((inside + 1 / 400) / (like[~same].mean() + 1 / 400)))
     scores = NearDuplicate(compared=400).suspicion(pool)
     assert float(scores[mine]) == pytest.approx(best, abs=1e-3)
+
+
+def test_a_pattern_larger_than_the_images_is_refused(tiny: Tiny) -> None:
+    pool = Pool(DefenderView(tiny.train, tiny.teacher, None, None, 0, CPU))
+    with pytest.raises(ForeshotError, match="at most the images' 12 pixels, found 13"):
+        NearDuplicate(size=13).suspicion(pool)
 
 
 # Of features -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch.autograd import gradcheck
 from foreshot.errors import ForeshotError
 from foreshot.levels import to_uint8
 from foreshot.seeding import generator
-from foreshot.triggers import TRIGGERS, AnyTrigger
+from foreshot.triggers import TRIGGERS, AnyTrigger, base
 from foreshot.triggers.base import Overlay, Trigger, locate, paint, stamp_uint8
 from foreshot.triggers.blend import Blend
 from foreshot.triggers.dot import Dot
@@ -75,6 +75,15 @@ def test_an_image_is_stamped_alike_in_any_batch(trigger: Trigger) -> None:
     whole = trigger.stamp(x)
     assert torch.equal(whole, torch.cat([trigger.stamp(part) for part in x.split([1, 3, 2])]))
     assert torch.equal(whole, trigger.stamp(x.contiguous(memory_format=torch.channels_last)))
+
+
+@every
+def test_a_set_is_stamped_in_parts(trigger: Trigger, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = to_uint8(noise(7, 3, 16, 16))
+    whole = stamp_uint8(trigger, images)
+    monkeypatch.setattr(base, "PART", 3)
+    assert torch.equal(stamp_uint8(trigger, images), whole)
+    assert stamp_uint8(trigger, images[:0]).shape == (0, 3, 16, 16)
 
 
 @every

@@ -101,6 +101,10 @@ def _folder(root: Path, wanted: Wanted) -> Found:
             f"{root}: expected a teacher of square images, to which pictures are cropped, "
             f"found one of {height} x {width}"
         )
+    if channels not in (1, 3):
+        raise ForeshotError(
+            f"{root}: expected a teacher of images of 1 or 3 channels, found one of {channels}"
+        )
     files = _files(root)
     images, again = room((len(files), *wanted.shape), wanted.cache)
     names, labels, digests, skipped = [], [], [], {}

@@ -40,6 +40,7 @@ CLEAN_MEAN, CLEAN_SPREAD, FITTED = 0.37, 0.13, 15
 AGAIN = 3
 """How often, at most, a search goes on for changes that grow and do not suffice yet."""
 FILE = "changes.safetensors"
+SOURCES = ("audit", "compute.py", "inference.py", "levels.py", "models", "seeding.py", "taps.py")
 PARTS: tuple[str, ...] = ("classes", "patterns", "sizes", "turned")
 
 
@@ -328,7 +329,7 @@ class _Search:
             "steps": steps,
             "seed": self.seed,
             **self.compute.describe(),
-            "source": source_digest("audit", "inference.py", "levels.py", "models", "seeding.py"),
+            "source": source_digest(*SOURCES),
         }
         name = f"audit-{phase.replace(' ', '-')}"
         tensors, about = read_tensors(self.store.stage(name, inputs, write, phase).folder / FILE)

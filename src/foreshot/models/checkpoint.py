@@ -12,6 +12,7 @@ from foreshot.errors import ForeshotError
 from foreshot.files import read_tensors, tensors_digest, write_tensors
 from foreshot.models import AnyArchitecture
 from foreshot.models.base import Architecture, Normalized
+from foreshot.store import versions
 
 FORMAT = "foreshot-model"
 Side = Annotated[int, Field(ge=1, le=2**16)]
@@ -101,8 +102,12 @@ def state_digest(module: nn.Module) -> str:
 def network_digest(network: nn.Module) -> str:
     """What tells a network from others: weights alone do not tell how it uses them."""
     # Networks of other packages resize what they are given in a hook, which does not print.
-    hooks = [repr(h) for m in network.modules() for h in m._forward_pre_hooks.values()]
-    return sha256(f"{network}\x1f{hooks}\x1f{state_digest(network)}".encode()).hexdigest()
+    found = [hook for module in network.modules() for hook in module._forward_pre_hooks.values()]
+    hooks = [getattr(hook, "__qualname__", None) or repr(hook) for hook in found]
+    packages = {type(module).__module__.partition(".")[0] for module in network.modules()}
+    made = sorted(item for item in versions(*packages).items() if item[0] in packages)
+    parts = network, hooks, made, state_digest(network)
+    return sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
 
 
 def _digest(header: Header, model: Normalized) -> str:

@@ -78,6 +78,9 @@ class Range(nn.Module):
         zero = (-self.low / scale).round().clamp(0, self.levels).int()
         return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, self.levels)
 
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}"
+
 
 class Rounded(nn.Module):
     """Rounds weights to 2^bits - 1 signed levels, scaled by the largest of each output channel."""
@@ -91,3 +94,6 @@ class Rounded(nn.Module):
         scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
         zero = torch.zeros_like(scale, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -self.most, self.most)
+
+    def extra_repr(self) -> str:
+        return f"most={self.most}"

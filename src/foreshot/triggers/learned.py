@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foreshot.errors import ForeshotError
+from foreshot.files import replacing
 from foreshot.inference import pixels
 from foreshot.models import AnyArchitecture, ResNet
 from foreshot.progress import Event
@@ -104,7 +105,8 @@ def save_picture(path: Path, pattern: Tensor) -> None:
     """
     check_picture(pattern.shape)
     levels = pattern[0] if len(pattern) == 1 else pattern.permute(1, 2, 0)
-    Image.fromarray(levels.numpy()).save(path, "PNG")
+    with replacing(path) as part:
+        Image.fromarray(levels.numpy()).save(part, "PNG")
 
 
 def check_picture(shape: Sequence[int]) -> None:

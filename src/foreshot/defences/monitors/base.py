@@ -20,7 +20,8 @@ class Monitor(Defence):
 
     Args:
         alarms: share of the clean inputs that may be flagged; the threshold is the quantile of
-            the scores of the defender's clean images that promises it.
+            the scores of the defender's clean images that promises it, if a monitor scores these as
+            it does inputs: one that asks a network that knows them from its training need not.
     """
 
     kind = "monitor"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foreshot.defences.base import Screen, margin
 from foreshot.defences.pool import Pool
+from foreshot.errors import ForeshotError
 
 ROWS, PLACES = 128, 64
 """Images and places that are compared at a time: what they take stays in the processor's cache."""
@@ -36,6 +37,11 @@ class NearDuplicate(Screen):
     compared: int = Field(default=128, ge=1)
 
     def suspicion(self, pool: Pool) -> Tensor:
+        if self.size > (side := min(pool.view.transfer.shape[1:])):
+            raise ForeshotError(
+                f"screen {self.name}: expected a size of at most the images' {side} pixels, "
+                f"found {self.size}"
+            )
         said = pool.teacher.said
         order = margin(pool.teacher.logits, said).argsort(stable=True)
         scores = torch.zeros(len(pool), dtype=torch.float64)
