@@ -1,12 +1,9 @@
-"""One experiment, one frozen config; and the sentences that say what is wrong with another one."""
+"""One experiment, one frozen config; and how it is read, and set by hand."""
 
-import reprlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from inspect import get_annotations
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -23,8 +20,10 @@ from foreshot.errors import ForeshotError, nearest
 from foreshot.family import Member, Part
 from foreshot.lesson import Views
 from foreshot.models import AnyArchitecture, ResNet
+from foreshot.schema import annotation_at, members_of, models_of, sentence
 from foreshot.training import Training
 from foreshot.triggers import AnyTrigger, Dot
+from foreshot.yaml_text import read_text, read_yaml
 
 Control = Literal["clean", "trigger_only", "perturbation_only", "noise", "dirty_label"]
 
@@ -203,18 +202,6 @@ def load_config(source: str | Path, settings: Sequence[str] = ()) -> Config:
     return parse(read_text(path), str(source), settings)
 
 
-def read_text(path: Path) -> str:
-    """What a text file holds.
-
-    Raises:
-        ForeshotError: it is no UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ForeshotError(f"{path}: expected UTF-8 text: {error}") from None
-
-
 def parse(text: str, where: str, settings: Sequence[str] = ()) -> Config:
     """The config that a YAML text describes; see `load_config`."""
     tree = read_yaml(text, where) or {}
@@ -225,59 +212,12 @@ def parse(text: str, where: str, settings: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ForeshotError(f"{where}: {sentence(error)}") from None
+        raise ForeshotError(f"{where}: {sentence(error, Config)}") from None
 
 
 def dump(config: Config) -> str:
     """The config as YAML that `load_config` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-class _Loader(yaml.SafeLoader):
-    """A safe loader of small trees: aliases and merge keys can make billions of a few lines."""
-
-    MOST = 10_000
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        twice = [key for key, count in keys.items() if count > 1]
-        if twice:
-            raise yaml.YAMLError(f"the key {twice[0]!r} stands there twice")
-        mapping = super().construct_mapping(node, deep)
-        strange = [key for key in mapping if not isinstance(key, str)]
-        if strange:
-            raise yaml.YAMLError(f"the key {strange[0]!r} is no text")
-        return mapping
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        if len(node.value) > self.MOST:
-            raise yaml.YAMLError(f"a mapping has more than {self.MOST} keys")
-
-    def get_single_data(self) -> Any:
-        tree = super().get_single_data()
-        left, count = [tree], 0
-        while left:
-            node = left.pop()
-            left.extend(node.values() if isinstance(node, dict) else ())
-            left.extend(node if isinstance(node, list | dict) else ())
-            if (count := count + 1) > self.MOST:
-                raise yaml.YAMLError(f"there are more than {self.MOST} values, aliases counted")
-        return tree
-
-
-def read_yaml(text: str, where: str) -> Any:
-    """What a YAML text holds: plain values alone, and not too many.
-
-    Raises:
-        ForeshotError: it is no YAML; the sentence begins with `where`.
-    """
-    # Beside its own errors, PyYAML lets through what its constructors raise at values such as
-    # `2001-99-99` and `!!bool x`.
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
-        raise ForeshotError(f"{where}: expected YAML: {' '.join(str(error).split())}") from None
 
 
 def _set(tree: dict[str, Any], setting: str) -> None:
@@ -287,7 +227,7 @@ def _set(tree: dict[str, Any], setting: str) -> None:
         raise ForeshotError(f"--set {setting}: expected KEY=VALUE, such as attack.rate=0.01")
     value = read_yaml(text, f"--set {setting}")
     *parents, last = key.split(".")
-    if value is None and last == "name" and _family(_annotation(Config, parents)):
+    if value is None and last == "name" and members_of(annotation_at(Config, parents)):
         *parents, last = parents  # no member at all
     node: Any = tree
     for depth, part in enumerate(parents):
@@ -300,12 +240,12 @@ def _set(tree: dict[str, Any], setting: str) -> None:
             node = node[int(part)]
         elif isinstance(node, dict):
             if not isinstance(node.get(part), dict | list):
-                node[part] = _default(_annotation(Config, parents[:depth]), node, part)
+                node[part] = _default(annotation_at(Config, parents[:depth]), node, part)
             node = node[part]
     if not isinstance(node, dict):
         raise ForeshotError(f"--set {setting}: {'.'.join(parents)} has no keys")
     if last == "name" and node.get("name") != value:
-        family = _family(_annotation(Config, parents))
+        family = members_of(annotation_at(Config, parents))
         if isinstance(value, str) and value in family:
             before = node.get("name")
             member = family.get(before) if isinstance(before, str) else None
@@ -358,8 +298,8 @@ def _default(annotation: Any, node: dict[str, Any], part: str) -> Any:
         part: the key.
     """
     name = node.get("name")
-    member = _family(annotation).get(name) if isinstance(name, str) else None
-    models = [member] if member else [c for c in _unwrap(annotation) if hasattr(c, "model_fields")]
+    member = members_of(annotation).get(name) if isinstance(name, str) else None
+    models = [member] if member else models_of(annotation)
     field = next((c.model_fields[part] for c in models if part in c.model_fields), None)
     value = field.get_default(call_default_factory=True) if field else None
     if isinstance(value, BaseModel):
@@ -367,92 +307,3 @@ def _default(annotation: Any, node: dict[str, Any], part: str) -> Any:
     if isinstance(value, tuple):
         return [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in value]
     return {}
-
-
-def sentence(error: ValidationError, root: type[BaseModel] = Config) -> str:
-    """The first thing that is wrong with a config, and the nearest thing that would be right.
-
-    Args:
-        error: what pydantic says.
-        root: what was validated.
-    """
-    first = error.errors()[0]
-    loc = [str(part) for part in first["loc"]]
-    kind, context, given = first["type"], first.get("ctx", {}), first["input"]
-    if kind == "extra_forbidden":
-        siblings = _model(_annotation(root, loc[:-1]))
-        place = _dotted(loc, root)
-        return f"{place}: no such key; {nearest(loc[-1], siblings)}"
-    if kind == "union_tag_invalid":
-        family = _family(_annotation(root, loc))
-        name = given["name"]
-        return f"{_dotted(loc, root)}.name: found {_shown(name)}; {nearest(name, family)}"
-    if kind in ("union_tag_not_found", "model_attributes_type"):
-        family = _family(_annotation(root, loc))
-        return f"{_dotted(loc, root)}: expected a name, one of {', '.join(family)}"
-    if kind == "literal_error":
-        options = [
-            option.strip("' ") for option in context["expected"].replace(" or ", ",").split(",")
-        ]
-        return f"{_dotted(loc, root)}: found {_shown(given)}; {nearest(given, options)}"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    return f"{_dotted(loc, root) or 'config'}: {message}, found {_shown(given)}"
-
-
-def _shown(value: Any) -> str:
-    """A value, cut short."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxlist, short.maxstring, short.maxother = 3, 4, 80, 80
-    try:
-        return short.repr(value)
-    except ValueError:  # an integer of thousands of digits
-        return f"a very long {type(value).__name__}"
-
-
-def _unwrap(annotation: Any) -> list[Any]:
-    """The plain types of an annotation: without Annotated, Optional and unions."""
-    if get_origin(annotation) is Annotated:
-        return _unwrap(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return [plain for part in get_args(annotation) for plain in _unwrap(part)]
-    return [annotation]
-
-
-def _family(annotation: Any) -> dict[str, type[Member]]:
-    """The members of a tagged union, by name; empty for any other annotation."""
-    classes = [c for c in _unwrap(annotation) if isinstance(c, type) and issubclass(c, Member)]
-    return {member.model_fields["name"].default: member for member in classes}
-
-
-def _model(annotation: Any) -> list[str]:
-    """The keys of a model."""
-    keys = [list(c.model_fields) for c in _unwrap(annotation) if hasattr(c, "model_fields")]
-    return keys[0] if keys else []
-
-
-def _annotation(annotation: Any, path: Sequence[str]) -> Any:
-    """The annotation at a path of keys, item numbers and the tags that pydantic puts between."""
-    for part in path:
-        family = _family(annotation)
-        if part in family:
-            annotation = family[part]
-        elif get_origin(annotation) is tuple:
-            annotation = get_args(annotation)[0]
-        else:
-            models = [c for c in _unwrap(annotation) if hasattr(c, "model_fields")]
-            fields = next((c.model_fields for c in models if part in c.model_fields), {})
-            if part not in fields:
-                return None
-            field = fields[part]
-            annotation = field.annotation
-    return annotation
-
-
-def _dotted(loc: Sequence[str], root: type[BaseModel]) -> str:
-    """A location as the user writes it: without the tags that pydantic puts between."""
-    parts: list[str] = []
-    for depth, part in enumerate(loc):
-        if part not in _family(_annotation(root, loc[:depth])):
-            parts.append(part if part.isprintable() else repr(part))
-    return ".".join(parts)

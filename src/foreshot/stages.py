@@ -183,12 +183,12 @@ class Stages:
                     f"found {network.model.name}"
                 )
         parts = [*self._attacking, config.attack, None if config.compression else config.student]
+        architecture = teacher.loaded.architecture if teacher else config.teacher.model
+        networks = [n for part in parts if part is not None for n in part.outermost(Architecture)]
         with torch.device("meta"):
             built = {
                 network: network.build(train.shape, len(train.classes))
-                for part in parts
-                if part is not None
-                for network in part.outermost(Architecture)
+                for network in dict.fromkeys([*networks, architecture])
             }
         labels = self.data.test.labels
         if labels is not None and bool((labels == config.target).all()):
@@ -197,11 +197,7 @@ class Stages:
             )
         nothing = torch.zeros(0)
         pairs = [pair for term in config.distillation.terms for pair in term.at]
-        architecture = teacher.loaded.architecture if teacher else config.teacher.model
-        with torch.device("meta"):
-            taught = Normalized(
-                architecture.build(train.shape, len(train.classes)), nothing, nothing
-            )
+        taught = Normalized(built[architecture], nothing, nothing)
         Taps(taught, [layer for _, layer in pairs], "teacher")
         if config.compression:
             config.compression.architecture(architecture)

@@ -10,14 +10,15 @@ from torch import nn
 
 from foreshot.attacks.folding import fold
 from foreshot.compute import Compute
-from foreshot.config import read_yaml, sentence
 from foreshot.errors import ForeshotError, nearest
 from foreshot.files import read_tensors
 from foreshot.inference import place
 from foreshot.models import ARCHITECTURES, Normalized, Transformers
 from foreshot.models.checkpoint import load_model
 from foreshot.models.foreign import Foreign
+from foreshot.schema import sentence
 from foreshot.seeding import drawing
+from foreshot.yaml_text import read_yaml
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,12 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from foreshot.config import Config, load_config, presets, read_text, read_yaml, sentence
+from foreshot.config import Config, load_config, presets
 from foreshot.errors import ForeshotError
 from foreshot.family import Part
+from foreshot.schema import sentence
 from foreshot.store import content_hash
+from foreshot.yaml_text import read_text, read_yaml
 
 MOST = 10_000
 """Cells of a sweep, and values of a key."""
