@@ -53,6 +53,8 @@ Cell = tuple[str, str, int]
 ONE = "attack.rate=0.01"
 KIND = "{name: resnet, depth: 8, width: 1.5, stem_stride: 2}"
 CHANGES = "attack.through=[none, jpeg, blur, noise, resize, depth]"
+ALL_CHANGES = "attack.through=[none, jpeg, blur, noise, resize, depth, median, shift]"
+"""With the two more that the screen `consistency` makes: all of its own."""
 THREE = f"{{name: ensemble, count: 3, of: {KIND}}}"
 OTHERS = f"surrogate={{training: {{epochs: 8}}, model: {THREE}, with_teacher: true}}"
 """An attacker's own three teachers, beside the victim's: the poison is to convince them all."""
@@ -76,6 +78,7 @@ ATTACKS: dict[str, Settings] = {
     "counterfactual, small steps, 1 %": (COUNTERFACTUAL, ONE, *SMALL),
     "pgd, 1 %": ("attack.name=pgd", ONE),
     "adaptive: changes": (COUNTERFACTUAL, CHANGES),
+    "adaptive: all changes": (COUNTERFACTUAL, ALL_CHANGES),
     "adaptive: teachers": (COUNTERFACTUAL, OTHERS),
     "adaptive: both": (COUNTERFACTUAL, CHANGES, OTHERS),
     "adaptive: covers": ("attack.name=covered",),

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import median_filter, shift
 from torch import Tensor
 
 from foreshot.augment import augment
@@ -97,6 +98,27 @@ def test_depth_leaves_few_levels() -> None:
     assert counts == {8, 16, 32}
 
 
+def test_a_shift_is_scipys_by_each_step_of_a_pixel() -> None:
+    x, seen = some(), set()
+    moves = [(down, across) for down in (-1, 0, 1) for across in (-1, 0, 1)]
+    for key in range(80):
+        found = drawn(x, "shift", key).numpy()
+        at = [
+            move
+            for move in moves
+            if np.array_equal(shift(x.numpy(), (0, 0, *move), order=0, mode="nearest"), found)
+        ]
+        assert len(at) == 1
+        seen |= set(at)
+    assert seen == set(moves)
+
+
+def test_the_median_is_scipys() -> None:
+    x = some()
+    expected = median_filter(x.numpy(), size=(1, 1, 3, 3), mode="mirror")
+    np.testing.assert_array_equal(drawn(x, "median").numpy(), expected)
+
+
 def test_noise_is_the_same_for_each_image_and_up_to_eight_levels() -> None:
     x = torch.full((3, 3, 64, 64), 0.5)
     sigmas = []
@@ -130,7 +152,7 @@ def test_blur_is_the_gaussian_of_its_formula() -> None:
     np.testing.assert_allclose(found, np.outer(weights, weights), rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["crop", "crop_flip", "blur", "resize"])
+@pytest.mark.parametrize("kind", ["crop", "crop_flip", "shift", "blur", "median", "resize"])
 def test_gradients_pass(kind: Transform) -> None:
     x = some(1, torch.float64)[:1, :, :10, :10].requires_grad_()
     assert torch.autograd.gradcheck(lambda image: drawn(image, kind), (x,))

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from foreshot.augment import padding
 
-Transform = Literal["none", "crop", "crop_flip", "noise", "blur", "resize", "depth", "jpeg"]
+Transform = Literal[
+    "none", "crop", "crop_flip", "shift", "noise", "blur", "median", "resize", "depth", "jpeg"
+]
 
 
 def transform(x: Tensor, kind: Transform, random: torch.Generator) -> Tensor:
@@ -21,8 +23,10 @@ def transform(x: Tensor, kind: Transform, random: torch.Generator) -> Tensor:
     - `none`: as they are;
     - `crop`: padded by an eighth of the side, by reflection, and cropped at random, as in training;
     - `crop_flip`: mirrored as well, every other time;
+    - `shift`: by up to a pixel in each direction, edges repeated;
     - `noise`: Gaussian, sigma up to 8/255, another for each pixel and the same for each image;
     - `blur`: Gaussian, sigma 0.3 to 1 pixel;
+    - `median`: of each pixel and its eight neighbours;
     - `resize`: scaled to 60 to 95 % and back, bilinearly;
     - `depth`: rounded to 3 to 5 bits a channel;
     - `jpeg`: of quality 50 to 90.
@@ -59,6 +63,19 @@ def _crop_flip(x: Tensor, random: torch.Generator) -> Tensor:
     return x.flip(3) if torch.rand((), generator=random) < 0.5 else x
 
 
+def _shift(x: Tensor, random: torch.Generator) -> Tensor:
+    down, across = (torch.randint(3, (2,), generator=random) - 1).tolist()
+    return shift(x, down, across)
+
+
+def shift(x: Tensor, down: int, across: int) -> Tensor:
+    """Moved by so many pixels, up and to the left where they are negative; edges are repeated."""
+    sides = (max(across, 0), max(-across, 0), max(down, 0), max(-down, 0))
+    top, left = max(-down, 0), max(-across, 0)
+    moved = F.pad(x, sides, "replicate")
+    return moved[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+
+
 def _noise(x: Tensor, random: torch.Generator) -> Tensor:
     return noise(x, _between(0, 8 / 255, random), random)
 
@@ -78,6 +95,10 @@ def blur(x: Tensor, sigma: float) -> Tensor:
 
     side = 2 * min(3, *(n - 1 for n in x.shape[2:])) + 1
     return gaussian_blur2d(x, (side, side), (sigma, sigma))
+
+
+def _median(x: Tensor, random: torch.Generator) -> Tensor:  # noqa: ARG001
+    return median(x)
 
 
 def median(x: Tensor) -> Tensor:
@@ -171,8 +192,10 @@ _CHANGES: dict[Transform, Callable[[Tensor, torch.Generator], Tensor]] = {
     "none": _none,
     "crop": _crop,
     "crop_flip": _crop_flip,
+    "shift": _shift,
     "noise": _noise,
     "blur": _blur,
+    "median": _median,
     "resize": _resize,
     "depth": _depth,
     "jpeg": _jpeg,

@@ -27,8 +27,8 @@ class Eot(Pgd):
     target, by which images are kept or crafted again, is a mean over such changes as well.
 
     Args:
-        through: the transformations, by turns: crop, crop_flip, noise, blur, resize, depth, jpeg,
-            or none.
+        through: the transformations, by turns: crop, crop_flip, shift, noise, blur, median, resize,
+            depth, jpeg, or none.
         draws: how many are drawn at each step.
     """
 

@@ -3,7 +3,6 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from foreshot.defences.base import Screen, margin
 from foreshot.defences.changing import Changing, Small
 from foreshot.defences.pool import Pool
 from foreshot.seeding import generator
-from foreshot.transforms import noise
+from foreshot.transforms import noise, shift
 
 Change = Small | Literal["noise", "shift"]
 EVERY: tuple[Change, ...] = ("jpeg", "median", "blur", "depth", "noise", "shift")
@@ -52,7 +51,6 @@ class TeacherConsistency(Changing, Screen):
             case "noise":
                 return noise(x, self.level / 255, generator(pool.view.seed, "screens", "noise"))
             case "shift":
-                moved = F.pad(x, (self.pixels, 0, self.pixels, 0), "replicate")
-                return moved[:, :, : x.shape[2], : x.shape[3]]
+                return shift(x, self.pixels, self.pixels)
             case _:
                 return self.small(x, change)
