@@ -47,7 +47,7 @@ def test_p_values_of_combined_screens_hold_whatever_their_dependence(correlation
         scores = correlation**0.5 * shared + (1 - correlation) ** 0.5 * own
     p = []
     for row in scores:
-        total = torch.stack([evidence(screen, clean) for screen in row]).sum(0)
+        total = combined(list(row), clean)
         p.append(p_values(Scores(total[:1], total[1:])))
     p = torch.cat(p)
     for bound in (0.02, 0.04, 0.1, 0.2, 0.5):
@@ -65,9 +65,30 @@ def test_of_one_screen_alone_the_combined_scores_tell_as_much() -> None:
 
 def test_evidence_is_the_harmonic_mean_of_p_values() -> None:
     scores = normal(3, 60)
-    total = torch.stack([evidence(row, 20) for row in scores]).sum(0)
-    p = np.stack([p_values(Scores(row[:40], row[40:])).numpy() for row in scores])
-    np.testing.assert_allclose(3 / total[:40].numpy(), hmean(p, axis=0))
+    p = np.stack([(-evidence(row, 20)).exp().numpy() for row in scores])
+    np.testing.assert_allclose(3 / combined(list(scores), 20).exp().numpy(), hmean(p, axis=0))
+
+
+def test_of_exponential_scores_the_evidence_is_that_of_their_law() -> None:
+    scores = -torch.rand(200000, generator=torch.Generator().manual_seed(0)).double().log()
+    found = evidence(scores, 100000)
+    torch.testing.assert_close(found, scores, rtol=0.02, atol=0.02)  # P(s > x) = exp(-x)
+
+
+def test_what_one_screen_puts_far_beyond_is_not_lost_among_the_highest_of_the_others() -> None:
+    scores = normal(6, 2000 + 500)
+    scores[0, :20] = 5  # the highest of 500 clean ones: 3
+    p = p_values(Scores(*combined(list(scores), 500).split([2000, 500])))
+    assert float(p[:20].max()) < 0.004
+    assert float((p[20:] <= 0.02).double().mean()) < 0.03
+
+
+def test_screens_whose_clean_scores_have_no_spread_say_nothing() -> None:
+    flat = torch.zeros(250, dtype=torch.float64).index_fill(0, torch.tensor([3, 200]), 1.0)
+    assert torch.equal(evidence(flat, 100), torch.zeros(250, dtype=torch.float64))
+    assert evidence(normal(12), 1).max() < 1  # one clean image tells of no tail
+    steps = torch.cat([torch.zeros(240), torch.arange(10.0)]).double()
+    assert torch.isfinite(combined([steps, flat], 100)).all()
 
 
 @pytest.mark.parametrize("screens", [1, 2, 4])
