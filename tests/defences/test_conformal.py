@@ -1,15 +1,20 @@
 """P-values that hold, false discoveries that stay few: against scipy and by simulation."""
 
+from math import log
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 from scipy.stats import false_discovery_control, hmean
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from foreshot.defences.base import Scores
-from foreshot.defences.combined import Combined, combined, evidence
+from foreshot.defences.combined import Combined, combined
 from foreshot.defences.conformal import benjamini_hochberg, enriched, exponential_tails, p_values
 from foreshot.defences.scoring import found
 from foreshot.defences.screens import Frequency, Scan
@@ -63,16 +68,33 @@ def test_of_one_screen_alone_the_combined_scores_tell_as_much() -> None:
         Combined(screens=(Scan(), Frequency(), Scan()))
 
 
-def test_evidence_is_the_harmonic_mean_of_p_values() -> None:
-    scores = normal(3, 60)
-    p = np.stack([(-evidence(row, 20)).exp().numpy() for row in scores])
-    np.testing.assert_allclose(3 / combined(list(scores), 20).exp().numpy(), hmean(p, axis=0))
+def test_combined_scores_are_the_harmonic_mean_of_p_values() -> None:
+    scores, silent = normal(3, 60), torch.zeros(60, dtype=torch.float64)
+    p = np.stack([1 / (combined([row, silent], 20).exp().numpy() - 1) for row in scores])[:, 40:]
+    np.testing.assert_allclose(3 / combined(list(scores), 20)[40:].exp().numpy(), hmean(p, axis=0))
 
 
 def test_of_exponential_scores_the_evidence_is_that_of_their_law() -> None:
-    scores = -torch.rand(200000, generator=torch.Generator().manual_seed(0)).double().log()
-    found = evidence(scores, 100000)
-    torch.testing.assert_close(found, scores, rtol=0.02, atol=0.02)  # P(s > x) = exp(-x)
+    scores = -torch.rand(100001, generator=torch.Generator().manual_seed(0)).double().log()
+    found = combined([scores, torch.zeros_like(scores)], 100000)[1:].expm1().log()
+    torch.testing.assert_close(found, scores[1:], rtol=0.02, atol=0.02)  # P(s > x) = exp(-x)
+
+
+@given(
+    arrays(np.float64, (3, 24), elements=st.sampled_from([-1.0, 0.0, 0.5, 0.6, 2.0, 9.0, 1e9])),
+    st.sampled_from([1, 3, 19]),
+)
+def test_of_the_clean_images_and_one_more_no_more_than_k_have_p_values_of_the_first_k(
+    scores: np.ndarray, clean: int
+) -> None:
+    pool, p = torch.from_numpy(scores), list[float]()
+    for image in range(24 - clean - 1, 24):  # each takes the place of the one more in turn
+        others = [other for other in range(24) if other != image]
+        order = [*others[: 23 - clean], image, *others[23 - clean :]]
+        total = combined(list(pool[:, order]), clean)
+        p.append(float(p_values(Scores(*total.split([24 - clean, clean])))[-1]))
+    for k, of_the_first in enumerate(sorted(p), start=1):
+        assert of_the_first > (k - 0.5) / (clean + 1)
 
 
 def test_what_one_screen_puts_far_beyond_is_not_lost_among_the_highest_of_the_others() -> None:
@@ -83,10 +105,23 @@ def test_what_one_screen_puts_far_beyond_is_not_lost_among_the_highest_of_the_ot
     assert float((p[20:] <= 0.02).double().mean()) < 0.03
 
 
+def test_screens_whose_scores_are_steps_do_not_spare_the_images_of_the_transfer_set() -> None:
+    step = torch.bucketize(torch.arange(2500) % 500, torch.tensor([300, 490]), right=True).double()
+    flagged = list[Tensor]()
+    for seed in range(10):  # the next step begins at 98 % of the clean scores
+        scores = combined([step, *normal(2, 2500, seed=seed)], 500)
+        flagged.append(p_values(Scores(*scores.split([2000, 500]))) <= 0.02)
+    assert 0.01 < float(torch.cat(flagged).double().mean()) < 0.03
+
+
 def test_screens_whose_clean_scores_have_no_spread_say_nothing() -> None:
     flat = torch.zeros(250, dtype=torch.float64).index_fill(0, torch.tensor([3, 200]), 1.0)
-    assert torch.equal(evidence(flat, 100), torch.zeros(250, dtype=torch.float64))
-    assert evidence(normal(12), 1).max() < 1  # one clean image tells of no tail
+    other = normal(250)
+    alone = combined([other, torch.zeros_like(flat)], 100)
+    assert torch.equal(combined([other, flat], 100), alone)
+    assert combined([normal(12), torch.zeros(12)], 1)[0] < log(
+        6
+    )  # one clean image tells of no tail
     steps = torch.cat([torch.zeros(240), torch.arange(10.0)]).double()
     assert torch.isfinite(combined([steps, flat], 100)).all()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from math import ceil, inf, log
+from statistics import mean
 from typing import Literal, Self
 
 import torch
@@ -33,9 +34,11 @@ DEFAULT: tuple[AnySingle, ...] = (
     Scan(),
 )
 
-SCALE = 0.98
-"""Share of the clean images below what tails are measured by. On fashion-mnist-10k 0.97 to 0.99
+SCALE = (0.97, 0.99)
+"""Shares of the clean images between which tails are measured. On fashion-mnist-10k all of these
 tell poison alike; at 0.95, scores with heavier tails than exponential ones drown `detector`'s."""
+AT_ONCE = 1 << 17
+"""Comparisons of an image with a clean one at once."""
 MOST = 1e6
 """No tail goes further: where the clean images hardly differ, all is far above them."""
 
@@ -43,21 +46,20 @@ MOST = 1e6
 class Combined(Screen):
     """Several screens by the harmonic mean of their p-values (Wilson, PNAS 2019).
 
-    The score is log sum_k 1 / p_k. For a screen k, p_k is exponential in how far its score lies
-    above the median of all images, and such that a share `SCALE` of the clean images has less.
-    Conformal p-values would not do: the highest of n clean scores has 1 / (n + 1) in every screen,
-    and so has poison that one screen puts far beyond them; among the highest of all screens it is
-    lost.
+    The score is log sum_k 1 / p_k. For a screen k, p_k is the share of all images with as high a
+    score up to their median, and falls exponentially above it, by the mean of the clean scores
+    between `SCALE`; a single one would jump where a screen's scores are steps. Where these are not
+    above the median there is no tail to go by, and the screen says nothing. Conformal p-values
+    would not do: the highest of n clean scores has 1 / (n + 1) in every screen, and so has poison
+    that one screen puts far beyond them; among the highest of all screens it is lost.
 
     Harmonic means of dependent p-values are none (Vovk and Wang, arXiv 1212.4966), and tails are a
-    guess, so this is a score like any other, which the clean images calibrate once more. What an
-    image does to the scale would depend on whether it is a clean one, so that the scale of the
-    transfer set is that of the clean images and one above them, and the scale of the clean images
-    that of these and one below. No clean image looks less suspicious for it than one of the
-    transfer set with the same scores: each final p-value holds however the screens depend on one
-    another. That the false discovery rate does, too, is not proven for them. Without clean images
-    p_k is that of `exponential_tails`; the logarithm then has the exponential tail by which p is
-    guessed in turn.
+    guess, so this is a score like any other, which the clean images calibrate once more. An image
+    of the transfer set is compared with them as one of them, by tails that all of these and it have
+    (full conformal prediction; Vovk et al., 2005): its p-value holds however the screens depend on
+    one another. That the false discovery rate does, too, is not proven. Without clean images p_k is
+    that of `exponential_tails`; the logarithm then has the exponential tail by which p is guessed
+    in turn.
 
     Args:
         screens: those for which the defender lacks something are left out.
@@ -95,28 +97,40 @@ def usable(screens: Iterable[Screen], lacks: frozenset[Need]) -> list[Screen]:
 def combined(scores: Sequence[Tensor], clean: int) -> Tensor:
     """Scores of several screens, each float64 (N,), as one; the last `clean` images are clean.
 
-    Those of one screen stay what they are.
+    An image of the transfer set scores so high that as many clean ones are above it as there are
+    where it is one of them. The scores of one screen alone stay what they are: `MOST` would make
+    some equal.
     """
     if len(scores) == 1:
         return scores[0]
-    return torch.stack([evidence(of_one, clean) for of_one in scores]).logsumexp(0)
-
-
-def evidence(scores: Tensor, clean: int) -> Tensor:
-    """-log p of the images of a pool, float64 (N,), of which the last `clean` are clean.
-
-    Up to the median of the pool p is the share that has as high a score, beyond it as above; -log p
-    is at most `MOST`. Where `SCALE` of the clean images are not above the median there is no tail
-    to go by, and nothing stands out.
-    """
     if not clean:
-        return -exponential_tails(scores).clamp(min=1e-300).log()
-    place = min(ceil(SCALE * (clean + 1)), clean)
-    ordered = torch.cat([scores.new_tensor([-inf]), scores[-clean:].sort().values])
-    median, higher, lower = scores.median(), ordered[place], ordered[place - 1]
-    if higher <= median:
-        return torch.zeros_like(scores)
-    scale = (torch.cat([higher.expand(len(scores) - clean), lower.expand(clean)]) - median).clamp(0)
-    beyond = log((clean + 1) / (clean + 1 - place) / 2) * (scores - median) / scale
-    usual = -(1 - torch.searchsorted(scores.sort().values, scores).double() / len(scores)).log()
-    return torch.where(scores > median, log(2) + beyond.nan_to_num(0).clamp(0, MOST), usual)
+        p = [exponential_tails(of_one).clamp(min=1e-300) for of_one in scores]
+        return -torch.stack(p).log().logsumexp(0)
+    pool = torch.stack(list(scores))
+    lower = torch.searchsorted(pool.sort(1).values, pool).double() / pool.shape[1]
+    images = torch.stack([pool - pool.median(1, keepdim=True).values, -(1 - lower).log()])
+    transfer, reference = images.split([pool.shape[1] - clean, clean], -1)
+    places = [min(ceil(share * (clean + 1)), clean) for share in SCALE]
+    expected = mean(log((clean + 1) / (clean + 1 - k) / 2) for k in range(places[0], places[1] + 1))
+
+    def scale_of(places: Tensor) -> Tensor:
+        return places.mean(-1).where(places[..., 0] > 0, 0)
+
+    def evidence(images: Tensor, scale: Tensor) -> Tensor:
+        above, usual = images
+        beyond = log(2) + (expected * above / scale).clamp(max=MOST)
+        return torch.where(above > 0, beyond, usual).where(scale > 0, 0).logsumexp(0)
+
+    # What has these places among the clean images and one more, if that is above them or below.
+    ordered = torch.cat([pool.new_full((len(pool), 1), -inf), reference[0].sort(1).values], 1)
+    highest = ordered[:, None, places[0] : places[1] + 1]
+    lowest = ordered[:, None, places[0] - 1 : places[1]]
+    calibration = evidence(reference, scale_of(highest))
+    ranked = torch.cat([pool.new_tensor([inf]), calibration.sort(descending=True).values])
+    found = list[Tensor]()
+    for part in transfer.split(max(1, AT_ONCE // clean), -1):
+        scale = scale_of(part[0, ..., None].clamp(lowest, highest))
+        own = evidence(part, scale)
+        others = evidence(reference[:, :, None], scale[..., None])
+        found.append(own.minimum(ranked[(others >= own[:, None]).sum(1)]))
+    return torch.cat([*found, calibration])
