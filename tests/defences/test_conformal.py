@@ -1,11 +1,11 @@
 """P-values that hold, false discoveries that stay few: against scipy and by simulation."""
 
-from math import log
+from math import ceil, log
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ from foreshot.defences.combined import Combined, combined
 from foreshot.defences.conformal import benjamini_hochberg, enriched, exponential_tails, p_values
 from foreshot.defences.scoring import found
 from foreshot.defences.screens import Frequency, Scan
+from foreshot.errors import ForeshotError
 from foreshot.poison import Poison
 
 
@@ -43,7 +44,7 @@ def test_p_values_of_clean_images_are_uniform() -> None:
 
 @pytest.mark.parametrize("correlation", [0.0, 0.7, -0.45, 1.0])
 def test_p_values_of_combined_screens_hold_whatever_their_dependence(correlation: float) -> None:
-    rounds, clean, screens = 3000, 49, 3
+    rounds, clean, screens = 1000, 49, 3
     shared = normal(rounds, 1, clean + 1, seed=1)
     own = normal(rounds, screens, clean + 1, seed=2)
     if correlation < 0:  # as negative as three can be
@@ -80,14 +81,17 @@ def test_of_exponential_scores_the_evidence_is_that_of_their_law() -> None:
     torch.testing.assert_close(found, scores[1:], rtol=0.02, atol=0.02)  # P(s > x) = exp(-x)
 
 
+@settings(deadline=None, max_examples=60)
 @given(
-    arrays(np.float64, (3, 24), elements=st.sampled_from([-1.0, 0.0, 0.5, 0.6, 2.0, 9.0, 1e9])),
+    arrays(np.float64, (7, 24), elements=st.sampled_from([-1.0, 0.0, 0.3, 0.6, 2.1, 9.0, 1e9])),
+    st.lists(st.integers(0, 23), min_size=24, max_size=24),
+    st.sampled_from([2, 3, 7]),
     st.sampled_from([1, 3, 19]),
 )
 def test_of_the_clean_images_and_one_more_no_more_than_k_have_p_values_of_the_first_k(
-    scores: np.ndarray, clean: int
+    scores: np.ndarray, same: list[int], screens: int, clean: int
 ) -> None:
-    pool, p = torch.from_numpy(scores), list[float]()
+    pool, p = torch.from_numpy(scores)[:screens, same], list[float]()  # many images are alike
     for image in range(24 - clean - 1, 24):  # each takes the place of the one more in turn
         others = [other for other in range(24) if other != image]
         order = [*others[: 23 - clean], image, *others[23 - clean :]]
@@ -95,6 +99,28 @@ def test_of_the_clean_images_and_one_more_no_more_than_k_have_p_values_of_the_fi
         p.append(float(p_values(Scores(*total.split([24 - clean, clean])))[-1]))
     for k, of_the_first in enumerate(sorted(p), start=1):
         assert of_the_first > (k - 0.5) / (clean + 1)
+
+
+def test_an_image_is_compared_with_the_clean_ones_as_if_it_were_one_of_them() -> None:
+    scores, clean = normal(3, 160).numpy(), 120
+    ranks = range(ceil(0.97 * 121), ceil(0.99 * 121) + 1)
+    law = -np.log([2 * (121 - k) / 121 for k in ranks]).mean()
+
+    def as_high(image: int, more: list[float]) -> int:
+        """Clean images as high as this one, by tails of them and one more score a screen."""
+        total = np.zeros(121)
+        for row, its in zip(scores, more, strict=True):
+            median, compared = np.sort(row)[79], np.append(row[40:], row[image])
+            tail = np.sort(np.append(row[40:], its))[[k - 1 for k in ranks]].mean() - median
+            usual = 1 / np.array([(row >= score).mean() for score in compared])
+            beyond = 2 * np.exp(law * (compared - median) / tail)
+            total += np.where(compared > median, beyond, usual)
+        return int((total[:-1] >= total[-1] - 1e-9).sum())
+
+    found = p_values(Scores(*combined(list(torch.from_numpy(scores)), clean).split([40, clean])))
+    for image in range(40):
+        ranked = as_high(image, list(scores[:, image])), as_high(image, [np.inf] * 3)
+        assert float(found[image]) * 121 == pytest.approx(1 + max(ranked))
 
 
 def test_what_one_screen_puts_far_beyond_is_not_lost_among_the_highest_of_the_others() -> None:
@@ -114,14 +140,20 @@ def test_screens_whose_scores_are_steps_do_not_spare_the_images_of_the_transfer_
     assert 0.01 < float(torch.cat(flagged).double().mean()) < 0.03
 
 
+@pytest.mark.parametrize("no_number", [torch.nan, torch.inf, -torch.inf])
+def test_a_screen_that_gives_no_number_is_named(no_number: float) -> None:
+    scores = [normal(60), normal(60).index_fill(0, torch.tensor([7]), no_number)]
+    with pytest.raises(ForeshotError, match="expected finite scores"):
+        combined(scores, 20)
+
+
 def test_screens_whose_clean_scores_have_no_spread_say_nothing() -> None:
     flat = torch.zeros(250, dtype=torch.float64).index_fill(0, torch.tensor([3, 200]), 1.0)
     other = normal(250)
     alone = combined([other, torch.zeros_like(flat)], 100)
     assert torch.equal(combined([other, flat], 100), alone)
-    assert combined([normal(12), torch.zeros(12)], 1)[0] < log(
-        6
-    )  # one clean image tells of no tail
+    lone = combined([normal(12), torch.zeros(12, dtype=torch.float64)], 1)
+    assert lone.max() < log(1 + 12)  # one clean image tells of no tail
     steps = torch.cat([torch.zeros(240), torch.arange(10.0)]).double()
     assert torch.isfinite(combined([steps, flat], 100)).all()
 

@@ -37,10 +37,10 @@ DEFAULT: tuple[AnySingle, ...] = (
 SCALE = (0.97, 0.99)
 """Shares of the clean images between which tails are measured. On fashion-mnist-10k all of these
 tell poison alike; at 0.95, scores with heavier tails than exponential ones drown `detector`'s."""
-AT_ONCE = 1 << 17
-"""Comparisons of an image with a clean one at once."""
 MOST = 1e6
 """No tail goes further: where the clean images hardly differ, all is far above them."""
+ROUNDING = 1e-9
+"""Images with the same scores differ by less."""
 
 
 class Combined(Screen):
@@ -48,16 +48,19 @@ class Combined(Screen):
 
     The score is log sum_k 1 / p_k. For a screen k, p_k is the share of all images with as high a
     score up to their median, and falls exponentially above it, by the mean of the clean scores
-    between `SCALE`; a single one would jump where a screen's scores are steps. Where these are not
-    above the median there is no tail to go by, and the screen says nothing. Conformal p-values
-    would not do: the highest of n clean scores has 1 / (n + 1) in every screen, and so has poison
-    that one screen puts far beyond them; among the highest of all screens it is lost.
+    between `SCALE`; a single one would jump where a screen's scores are steps. Where the lowest of
+    these is no higher than the median there is no tail to go by, and the screen says nothing.
+    Conformal p-values would not do: the highest of n clean scores has 1 / (n + 1) in every screen,
+    and so has poison that one screen puts far beyond them; among the highest of all screens it is
+    lost.
 
-    Harmonic means of dependent p-values are none (Vovk and Wang, arXiv 1212.4966), and tails are a
-    guess, so this is a score like any other, which the clean images calibrate once more. An image
-    of the transfer set is compared with them as one of them, by tails that all of these and it have
-    (full conformal prediction; Vovk et al., 2005): its p-value holds however the screens depend on
-    one another. That the false discovery rate does, too, is not proven. Without clean images p_k is
+    Harmonic means of dependent p-values are not p-values (Vovk and Wang, arXiv 1212.4966), and
+    tails are a guess, so this is a score like any other, which the clean images calibrate once
+    more. An image of the transfer set is compared with them as if it were one of them, by tails
+    that are measured on them and it together (full conformal prediction; Vovk et al., 2005). Where
+    k of them score at least as high, it gets the score of the k-th highest clean one at most, so
+    that `p_values` counts k. So each final p-value holds, however the screens depend on one
+    another. That the false discovery rate does, too, is not proven. Without clean images p_k is
     that of `exponential_tails`; the logarithm then has the exponential tail by which p is guessed
     in turn.
 
@@ -97,40 +100,44 @@ def usable(screens: Iterable[Screen], lacks: frozenset[Need]) -> list[Screen]:
 def combined(scores: Sequence[Tensor], clean: int) -> Tensor:
     """Scores of several screens, each float64 (N,), as one; the last `clean` images are clean.
 
-    An image of the transfer set scores so high that as many clean ones are above it as there are
-    where it is one of them. The scores of one screen alone stay what they are: `MOST` would make
-    some equal.
+    The scores of one screen alone stay what they are: `MOST` would make some equal.
+
+    Raises:
+        ForeshotError: a score is not finite.
     """
-    if len(scores) == 1:
-        return scores[0]
-    if not clean:
-        p = [exponential_tails(of_one).clamp(min=1e-300) for of_one in scores]
-        return -torch.stack(p).log().logsumexp(0)
     pool = torch.stack(list(scores))
-    lower = torch.searchsorted(pool.sort(1).values, pool).double() / pool.shape[1]
-    images = torch.stack([pool - pool.median(1, keepdim=True).values, -(1 - lower).log()])
-    transfer, reference = images.split([pool.shape[1] - clean, clean], -1)
-    places = [min(ceil(share * (clean + 1)), clean) for share in SCALE]
-    expected = mean(log((clean + 1) / (clean + 1 - k) / 2) for k in range(places[0], places[1] + 1))
+    if not pool.isfinite().all():
+        raise ForeshotError("screen combined: expected finite scores of each screen, found others")
+    if len(pool) == 1:
+        return pool[0]
+    if not clean:
+        p = [exponential_tails(of_one).clamp(min=1e-300) for of_one in pool]
+        return -torch.stack(p).log().logsumexp(0)
+    share_below = torch.searchsorted(pool.sort(1).values, pool).double() / pool.shape[1]
+    above, usual = pool - pool.median(1, keepdim=True).values, -(1 - share_below).log()
+    first, last = (min(ceil(share * (clean + 1)), clean) for share in SCALE)
+    # The mean of -log(2 p) at these ranks, if the tail is exponential: p of what is `scale` above.
+    expected = mean(log((clean + 1) / (clean + 1 - k) / 2) for k in range(first, last + 1))
+    ordered = above[:, -clean:].sort(1).values
+    ordered = torch.cat([pool.new_full((len(pool), 1), -inf), ordered], 1)
+    within = ordered[:, first:last].sum(1, keepdim=True)
 
-    def scale_of(places: Tensor) -> Tensor:
-        return places.mean(-1).where(places[..., 0] > 0, 0)
+    def scale_with(above: Tensor) -> Tensor:
+        """The mean at the ranks `first` to `last` of clean scores and one more; 0 without tail."""
+        low, high = (above.clamp(ordered[:, [first - 1]], ordered[:, [k]]) for k in (first, last))
+        return ((within + high) / (last - first + 1)).where(low > 0, 0)
 
-    def evidence(images: Tensor, scale: Tensor) -> Tensor:
-        above, usual = images
-        beyond = log(2) + (expected * above / scale).clamp(max=MOST)
-        return torch.where(above > 0, beyond, usual).where(scale > 0, 0).logsumexp(0)
+    def evidence(above: Tensor, usual: Tensor, scale: Tensor) -> Tensor:
+        tail = log(2) + (expected * above / scale).clamp(max=MOST)
+        return torch.where(above > 0, tail, usual).where(scale > 0, 0).logsumexp(0)
 
-    # What has these places among the clean images and one more, if that is above them or below.
-    ordered = torch.cat([pool.new_full((len(pool), 1), -inf), reference[0].sort(1).values], 1)
-    highest = ordered[:, None, places[0] : places[1] + 1]
-    lowest = ordered[:, None, places[0] - 1 : places[1]]
-    calibration = evidence(reference, scale_of(highest))
-    ranked = torch.cat([pool.new_tensor([inf]), calibration.sort(descending=True).values])
-    found = list[Tensor]()
-    for part in transfer.split(max(1, AT_ONCE // clean), -1):
-        scale = scale_of(part[0, ..., None].clamp(lowest, highest))
-        own = evidence(part, scale)
-        others = evidence(reference[:, :, None], scale[..., None])
-        found.append(own.minimum(ranked[(others >= own[:, None]).sum(1)]))
-    return torch.cat([*found, calibration])
+    total = evidence(above, usual, scale_with(pool.new_tensor(inf)))
+    ranked = torch.cat([pool.new_tensor([inf]), total[-clean:].sort(descending=True).values])
+    scales, which = scale_with(above[:, :-clean]).unique(dim=1, return_inverse=True)
+    own = evidence(above[:, :-clean], usual[:, :-clean], scales[:, which])
+    as_high = torch.zeros_like(which)
+    for scale, mine in zip(scales.T, which.argsort().split(which.bincount().tolist()), strict=True):
+        others = evidence(above[:, -clean:], usual[:, -clean:], scale[:, None]).sort().values
+        as_high[mine] = clean - torch.searchsorted(others, own[mine] - ROUNDING)
+    total[:-clean] = total[:-clean].minimum(ranked[as_high])
+    return total
