@@ -31,7 +31,7 @@ def sentence(error: ValidationError, root: type[BaseModel]) -> str:
         return f"{_dotted(loc, root)}.name: found {_shown(name)}; {nearest(name, family)}"
     if kind in ("union_tag_not_found", "model_attributes_type"):
         family = members_of(annotation_at(root, loc))
-        return f"{_dotted(loc, root)}: expected a name, one of {', '.join(family)}"
+        return f"{_dotted(loc, root)}: expected {{name: ...}}, one of {', '.join(family)}"
     if kind == "literal_error":
         options = [
             option.strip("' ") for option in context["expected"].replace(" or ", ",").split(",")

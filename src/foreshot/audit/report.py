@@ -186,8 +186,8 @@ class Report:
             size = f"a set of {len(audit.p):,}"
             return f"WARNING: with {count} and {size}, no share of poison can be found. Take more."
         text = (
-            f"ith {count}, poison of less than {audit.smallest:.2%} of the set cannot be found, "
-            "even if a screen ranks all of it first."
+            f"ith {count}, poison is sure to be found from {audit.smallest:.2%} of the set on, "
+            "if a screen ranks all of it first; less takes luck."
         )
         return f"WARNING: w{text} Take more." if audit.smallest > WANTED else f"W{text}"
 
