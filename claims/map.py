@@ -154,9 +154,11 @@ FLIPPED = (
     "attack.candidates=2",
     "attack.temperature=1",
     "attack.weight=0.001",
+    "attack.retries=0",
 )
-"""An attacker who knows of the crops. The patterns and targets were chosen on held-out images of a
-tenth of the set: crops of the poison convince the teacher, and the trigger alone does not."""
+"""An attacker who knows of the crops, and does not craft again what fails: most of it would fail
+again, which took hours. The patterns and targets were chosen on held-out images of a tenth of the
+set: crops of the poison convince the teacher, and the trigger alone does not."""
 
 AXES: dict[str, Axis] = {
     CENTRE: {CENTRE: ()},
