@@ -118,6 +118,9 @@ OTHER = (
 The attacker rehearses with another network than the victim's student, for as long as the victim;
 after fewer epochs his students do not heed the perturbation yet that the victim's will learn."""
 PICKED = "attack.candidates=3"
+GREEN = "trigger.colour=[0, 255, 0]"
+"""No sign is green, while the red of the default is also that of what is drawn on some in the
+middle: 97.7 % instead of 94.6 % on held-out images (seed 101)."""
 WEIGHTY = "attack.weight=0.005"
 CELLS = "trigger={name: blend, opacity: 0.15, cell: 8}"
 RESISTING = ("attack.resisting=0.5", "attack.rounds=3")
@@ -252,6 +255,9 @@ AXES: dict[str, Axis] = {
     },
     "hard-pool": {
         "dot, 5 %, epsilon 8": (EIGHT, PICKED, *POOLED, *OTHER),
+    },
+    "hard-green": {
+        "green dot, 5 %, epsilon 8": (EIGHT, PICKED, *POOLED, *OTHER, GREEN),
     },
     "crops": {
         "dot, 5 %, epsilon 16": (CROP, PICKED, *KNOWN, *POOLED, *OTHER),
