@@ -258,6 +258,7 @@ AXES: dict[str, Axis] = {
     },
     "hard-green": {
         "green dot, 5 %, epsilon 8": (EIGHT, PICKED, *POOLED, *OTHER, GREEN),
+        "green dot, 5 %, epsilon 16, crop": (CROP, PICKED, *KNOWN, *POOLED, *OTHER, GREEN),
     },
     "crops": {
         "dot, 5 %, epsilon 16": (CROP, PICKED, *KNOWN, *POOLED, *OTHER),
