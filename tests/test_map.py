@@ -35,7 +35,7 @@ def test_each_cell_is_an_experiment_that_no_other_cell_is() -> None:
     owned = [map_.config_of(cell, 3) for axis in map_.AXES for cell in map_.owned(axis).values()]
     assert all(config.seed == 3 for config in owned)
     assert len({config.model_dump_json() for config in owned}) == len(owned)
-    assert 60 <= len(owned) <= 100
+    assert 60 <= len(owned) <= 110  # of several axes; a product of axes would be hundreds
 
 
 @pytest.mark.parametrize(("axis", "cell"), CELLS, ids=" ".join)
