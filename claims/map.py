@@ -119,8 +119,8 @@ The attacker rehearses with another network than the victim's student, for as lo
 after fewer epochs his students do not heed the perturbation yet that the victim's will learn."""
 PICKED = "attack.candidates=3"
 GREEN = "trigger.colour=[0, 255, 0]"
-"""No sign is green, while the red of the default is also that of what is drawn on some in the
-middle: 97.7 % instead of 94.6 % on held-out images (seed 101)."""
+"""On one sign alone is anything green, and red on many: 97.7 % instead of 94.6 % on held-out images
+(seed 101)."""
 WEIGHTY = "attack.weight=0.005"
 CELLS = "trigger={name: blend, opacity: 0.15, cell: 8}"
 RESISTING = ("attack.resisting=0.5", "attack.rounds=3")
