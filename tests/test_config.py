@@ -189,13 +189,45 @@ def test_a_key_of_a_member_without_a_proper_name_is_one_sentence() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "settings", "long"),
+    [
+        ("attack: fgsm", [], ["attack.name=fgsm"]),
+        ("", ["attack=fgsm"], ["attack.name=fgsm"]),
+        ("attack: {name: cw, rate: 0.2}", ["attack=fgsm"], ["attack={name: fgsm, rate: 0.2}"]),
+        ("", ["attack.rate=0.2", "attack=fgsm"], ["attack={name: fgsm, rate: 0.2}"]),
+        ("attack: fgsm", ["attack.rate=0.2"], ["attack={name: fgsm, rate: 0.2}"]),
+        ("", ["distillation.terms.0.loss=dkd"], ["distillation.terms=[{loss: {name: dkd}}]"]),
+        (
+            "defence: {name: combined, screens: [scan, {name: lid, neighbours: 3}]}",
+            [],
+            ["defence={name: combined, screens: [{name: scan}, {name: lid, neighbours: 3}]}"],
+        ),
+        (
+            "",
+            ["defence.screens=[scan, lid]", "defence=combined"],
+            ["defence={name: combined, screens: [{name: scan}, {name: lid}]}"],
+        ),
+        (
+            "",
+            ["surrogate={model: {name: ensemble, of: resnet, count: 2}}"],
+            ["surrogate={model: {name: ensemble, of: {name: resnet}, count: 2}}"],
+        ),
+    ],
+)
+def test_a_bare_name_is_a_member_of_its_family(
+    text: str, settings: list[str], long: list[str]
+) -> None:
+    assert parse(text, "x", settings) == parse("", "x", long)
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("tacher: {}", "tacher: no such key; did you mean 'teacher'?"),
         ("attack: {name: pgd, epsilom: 3}", "attack.epsilom: no such key; did you mean 'epsilon'?"),
         ("attack: {name: pgdd}", "attack.name: found 'pgdd'; did you mean 'pgd'?"),
         ("attack: {epsilon: 3}", "attack: expected {name: ...}, one of clean, trigger_only, "),
-        ("data: digits", "data: expected {name: ...}, one of signs, "),
+        ("data: digts", "data.name: found 'digts'; did you mean 'digits'?"),
         ("data: [1]", "data: expected {name: ...}, one of signs, "),
         ("data: {name: 3}", "data.name: found 3; expected one of signs, "),
         ("data: {name: null}", "data.name: found None; expected one of signs, "),

@@ -66,5 +66,5 @@ for attack in (Pgd(rate=0.02, epsilon=64), Momentum(rate=0.02, epsilon=64)):
     assert furthest <= 64.5
     assert (said == 0).any()
 
-# To pick it in configs as attack.name=momentum, move the class into a file of its own in
+# To pick it in configs as attack=momentum, move the class into a file of its own in
 # src/foreshot/attacks/ and add it to the union in __init__.py. The contract tests cover it then.

@@ -20,7 +20,7 @@ from foreshot.errors import ForeshotError, nearest
 from foreshot.family import Member, Part
 from foreshot.lesson import Views
 from foreshot.models import AnyArchitecture, ResNet
-from foreshot.schema import annotation_at, members_of, models_of, sentence
+from foreshot.schema import annotation_at, members_of, models_of, sentence, spelled_out
 from foreshot.training import Training
 from foreshot.triggers import AnyTrigger, Dot
 from foreshot.yaml_text import read_text, read_yaml
@@ -188,7 +188,7 @@ def load_config(source: str | Path, settings: Sequence[str] = ()) -> Config:
         settings: such as "attack.rate=0.01"; values are YAML. Setting the name of a family's
             member, such as "attack.name=fgsm", drops the parameters that it does not have, or
             that mean something else to it; those of `settings` are its own, in whatever order.
-            "defence.name=null" is the same as "defence=null".
+            "attack=fgsm" is short for that, and "defence.name=null" is the same as "defence=null".
 
     Raises:
         ForeshotError: no such preset or file, no such key, or a value that does not fit.
@@ -207,7 +207,8 @@ def parse(text: str, where: str, settings: Sequence[str] = ()) -> Config:
     tree = read_yaml(text, where) or {}
     if not isinstance(tree, dict):
         raise ForeshotError(f"{where}: expected keys and values, found {type(tree).__name__}")
-    for setting in _ordered(settings):
+    tree = spelled_out(tree, Config)
+    for setting in _ordered(map(_by_name, settings)):
         _set(tree, setting)
     try:
         return Config.model_validate(tree)
@@ -225,8 +226,9 @@ def _set(tree: dict[str, Any], setting: str) -> None:
     key, separator, text = setting.partition("=")
     if not separator:
         raise ForeshotError(f"--set {setting}: expected KEY=VALUE, such as attack.rate=0.01")
-    value = read_yaml(text, f"--set {setting}")
-    *parents, last = key.split(".")
+    path = key.split(".")
+    value = spelled_out(read_yaml(text, f"--set {setting}"), annotation_at(Config, path))
+    *parents, last = path
     if value is None and last == "name" and members_of(annotation_at(Config, parents)):
         *parents, last = parents  # no member at all
     node: Any = tree
@@ -271,6 +273,13 @@ def _kept(key: str, before: type[Member] | None, after: type[Member]) -> bool:
 def _declaring(member: type[Member], key: str) -> type | None:
     """The class that says what a parameter of a member is."""
     return next((c for c in member.__mro__ if key in get_annotations(c)), None)
+
+
+def _by_name(setting: str) -> str:
+    """For a member's bare name: "attack=fgsm" is "attack.name=fgsm"."""
+    key, _, text = setting.partition("=")
+    family = members_of(annotation_at(Config, key.split(".")))
+    return f"{key}.name={text}" if text in family else setting
 
 
 def _ordered(settings: Iterable[str]) -> list[str]:

@@ -88,6 +88,25 @@ def annotation_at(annotation: Any, path: Sequence[str]) -> Any:
     return annotation
 
 
+def spelled_out(value: Any, annotation: Any) -> Any:
+    """What a config has at a key, in which a bare name of a family's member is `{name: ...}`.
+
+    Args:
+        value: what YAML made of it.
+        annotation: what may stand there.
+    """
+    family = members_of(annotation)
+    if isinstance(value, str) and family:
+        return {"name": value}
+    if isinstance(value, list):
+        return [spelled_out(item, annotation_at(annotation, ["0"])) for item in value]
+    if isinstance(value, dict):
+        name = value.get("name")
+        member = family.get(name, annotation) if isinstance(name, str) else annotation
+        return {k: spelled_out(v, annotation_at(member, [str(k)])) for k, v in value.items()}
+    return value
+
+
 def _dotted(loc: Sequence[str], root: type[BaseModel]) -> str:
     """A location as the user writes it: without the tags that pydantic puts between."""
     parts: list[str] = []

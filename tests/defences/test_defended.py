@@ -314,7 +314,8 @@ def test_what_a_defence_lacks_is_said_before_anything_is_computed(
     ("setting", "sentence"),
     [
         ("defence.name=spectral", "test: defence.name: found 'spectral'; did you mean 'spectre'?"),
-        ("defence=combined", "test: defence: expected {name: ...}, one of consistency, "),
+        ("defence=combind", "test: defence.name: found 'combind'; did you mean 'combined'?"),
+        ("defence={}", "test: defence: expected {name: ...}, one of consistency, "),
         ("defender.drop=0", "test: defender.drop: input should be greater than 0, found 0"),
         ("defender.level=0", "test: defender.level: input should be greater than 0, found 0"),
         ("defender={level: 0.1, remove: 0.1}", "test: defender: expected one of level and remove"),

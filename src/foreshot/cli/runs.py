@@ -55,9 +55,9 @@ def run(
     To craft over several workers, run `foreshot poison` first, with the same --threads.
 
         foreshot run
-        foreshot run fashion-mnist-10k --set trigger.name=grid --out runs/grid
-        foreshot run signs --set attack.name=fgsm --set seed=3
-        foreshot run signs --set defence.name=combined
+        foreshot run fashion-mnist-10k --set trigger=grid --out runs/grid
+        foreshot run signs --set attack=fgsm --set seed=3
+        foreshot run signs --set defence=combined
         foreshot run mine.yaml --device cuda
         foreshot run signs --track tensorboard --track mlflow
     """

@@ -56,7 +56,7 @@ def show(
     What it prints is a config itself: put it into a file, change it, and run the file. With the
     schema an editor completes the keys and says what they are.
 
-        foreshot show fashion-mnist --set attack.name=cw
+        foreshot show fashion-mnist --set attack=cw
         foreshot show signs > mine.yaml
         foreshot show --schema > foreshot.schema.json
     """

@@ -53,7 +53,7 @@ def sweep(
     number of threads, to the last bit.
 
         foreshot sweep signs --grid attack.rate=0.001,0.01,0.05 --grid seed=0:3
-        foreshot sweep signs --grid defence.name=null,combined --dry-run
+        foreshot sweep signs --grid defence=null,combined --dry-run
         foreshot sweep mine.yaml --workers 4 --track mlflow
         foreshot sweep mine.yaml --executor ray --workers 8 --gpus-per-run 0.25
     """
