@@ -4,6 +4,7 @@ import math
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -545,8 +546,44 @@ def test_each_round_looks_at_the_student_as_it_is_by_then(
 
     monkeypatch.setattr(relative, "audit_student", watched)
     monkeypatch.setattr(relative, "Suspect", suspected)
+    monkeypatch.setattr(relative, "ENOUGH", torch.inf)
     mended(quick("relative_unlearning", rounds=3, reach=1.7), view)
     assert len(set(seen)) == 3
+
+
+def test_more_is_unlearned_until_it_is_enough(
+    view: DefenderView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [
+        [0.1, 0.0, -0.1, -0.2],  # the most suspicious, whether or not it is
+        [-0.5, 0.45, 0.0, -0.2],  # no more than those of many clean students
+        [-0.7, 0.0, 0.55, -0.2],  # what was hidden before
+        [-0.7, 0.0, -0.5, 0.2],
+        [-0.7, 0.45, -0.7, 0.2],  # enough
+    ]
+    audits = map(torch.tensor, found)
+    lessons: list[tuple[float, list[int]]] = []
+
+    def audited(*_: object, **__: object) -> SimpleNamespace:
+        scores, patterns = next(audits), RAMP.repeat(4, 1, 1, 1)
+        return SimpleNamespace(
+            scores=scores,
+            score=float(scores.max()),
+            target=int(scores.argmax()),
+            usual=torch.ones(4),
+            changes=SimpleNamespace(patterns=patterns),
+        )
+
+    def tune(_: Tuning, lesson: relative.Unlearning, __: DefenderView) -> None:
+        lessons.append((round(lesson.share, 3), [int(one.target) for one in lesson.suspects]))
+
+    monkeypatch.setattr(relative, "audit_student", audited)
+    monkeypatch.setattr(Tuning, "tune", tune)
+    mended(quick("relative_unlearning", rounds=9), view)
+    assert lessons == [(0.03, [0]), (0.09, [0]), (0.27, [0, 2]), (0.5, [0, 2])]
+    audits, before = map(torch.tensor, found), len(lessons)
+    mended(quick("relative_unlearning", rounds=2, share=0.7), view)
+    assert lessons[before:] == [(0.7, [0]), (0.7, [0])]
 
 
 # Attention ----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from foreshot.attacks.folding import frozen
 from foreshot.audit.inversion import misled, size_of, sized
-from foreshot.audit.student import audit_student
+from foreshot.audit.student import CLEAN_MEAN, CLEAN_SPREAD, audit_student
 from foreshot.defences.pool import there
 from foreshot.defences.repairs.tuning import Tuning
 from foreshot.distillation import KD, Distiller, Term
@@ -22,14 +22,22 @@ from foreshot.views import DefenderView
 
 PACE = 0.15
 """Length of a change's step, in units of the largest size that it may have."""
+ENOUGH = 0.6
+"""A change to a class is unlearned once its score, as an audit gives it, is as far below zero: then
+the smallest one has to be 1.8 times what is usual for the student's classes."""
+SUSPICIOUS = CLEAN_MEAN + CLEAN_SPREAD
+"""Score from which on a further class is looked at: a standard deviation above clean students'."""
+GROWTH = 3
+"""How many times more each round unlearns than the one before it."""
 
 
 class RelativeUnlearning(Tuning):
     """Unlearns the changes that turn the student and not its teacher (foreshot's own).
 
-    Each round searches for the class with the most suspicious change d of all images, as `foreshot
-    audit student` does, and tunes on what the rounds have found, with M(x) the images x mixed in
-    pairs, S0 the student as it was, and s drawn from [0, 1]:
+    The first round searches for the class with the most suspicious change d of all images, as
+    `foreshot audit student` does; a later one adds what it finds if that is suspicious. Each tunes
+    on what was found, with x cropped at random, M(x) these images mixed in pairs, S0 the student as
+    it was, and s drawn from [0, 1]:
 
         (1 - share) KL(S0(M(x)) || S(M(x))) + share KL(teacher(x + s d) || S(x + s d)).
 
@@ -42,19 +50,23 @@ class RelativeUnlearning(Tuning):
     less; the teacher answers for the changed images themselves, so that what turns it as well is
     not unlearned. BatchNorm keeps its running statistics.
 
+    A dot is unlearned by little, a pattern over the whole image is not, and much costs accuracy. So
+    each round weighs the second term more than the one before, and the last is the one after which
+    changes to the classes that were found have to be larger than is usual.
+
     Args:
-        rounds: of searching and tuning. A trigger may be hidden behind what a student is weak at by
-            itself, which the first rounds take away.
-        share: of the second term, 0 to 1.
+        rounds: of searching and tuning, at most. A trigger may be hidden behind what a student is
+            weak at by itself, which the first rounds take away.
+        share: of the second term in the first round, 0 to 1; it never is more than a half later.
         reach: largest root mean square of d, in units of that of the smallest change that turns
             the teacher to the class.
     """
 
     name: Literal["relative_unlearning"] = "relative_unlearning"
-    rounds: int = Field(default=2, ge=1)
-    share: float = Field(default=0.15, gt=0, lt=1)
+    rounds: int = Field(default=3, ge=1)
+    share: float = Field(default=0.03, gt=0, lt=1)
     reach: float = Field(default=2.5, gt=0)
-    training: Training = Training(epochs=60, batch=32, lr=0.002, weight_decay=0.0)
+    training: Training = Training(epochs=40, batch=32, lr=0.002, weight_decay=0.0, augment="crop")
 
     def mend(self, student: Normalized, view: DefenderView) -> None:
         before, teacher = deepcopy(student), frozen(view.teacher, view.compute)
@@ -71,10 +83,16 @@ class RelativeUnlearning(Tuning):
                 compute=view.compute,
                 listener=view.listener,
             )
-            target = torch.tensor([audited.target])
-            largest = self.reach * audited.usual[target]
-            change = audited.changes.patterns[target]
-            lesson.suspects.append(Suspect(target, change, largest).to(view.compute.device))
+            known = [int(suspect.target) for suspect in lesson.suspects]
+            another = not known or (audited.score > SUSPICIOUS and audited.target not in known)
+            if not another and bool((audited.scores[known] <= -ENOUGH).all()):
+                break
+            if another:
+                target = torch.tensor([audited.target])
+                largest = self.reach * audited.usual[target]
+                change = audited.changes.patterns[target]
+                lesson.suspects.append(Suspect(target, change, largest).to(view.compute.device))
+            lesson.share = max(self.share, min(self.share * GROWTH**number, 0.5))
             self.tune(lesson, view)
 
 
