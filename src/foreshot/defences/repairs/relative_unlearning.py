@@ -24,7 +24,8 @@ PACE = 0.15
 """Length of a change's step, in units of the largest size that it may have."""
 ENOUGH = 0.6
 """A change to a class is unlearned once its score, as an audit gives it, is as far below zero: then
-the smallest one has to be 1.8 times what is usual for the student's classes."""
+the smallest one has to be 1.8 times what is usual for the student's classes. It is, too, once the
+class is not among those that an audit looks at for longer."""
 SUSPICIOUS = CLEAN_MEAN + CLEAN_SPREAD
 """Score from which on a further class is looked at: a standard deviation above clean students'."""
 GROWTH = 3
@@ -50,9 +51,10 @@ class RelativeUnlearning(Tuning):
     less; the teacher answers for the changed images themselves, so that what turns it as well is
     not unlearned. BatchNorm keeps its running statistics.
 
-    A dot is unlearned by little, a pattern over the whole image is not, and much costs accuracy. So
-    each round weighs the second term more than the one before, and the last is the one after which
-    changes to the classes that were found have to be larger than is usual.
+    A dot on `signs` is unlearned by little, a pattern over all of the image on `fashion-mnist-10k`
+    is not, and much costs accuracy where it is not needed. So each round weighs the second term
+    more than the one before, and the last is the one after which changes to the classes that were
+    found have to be larger than is usual.
 
     Args:
         rounds: of searching and tuning, at most. A trigger may be hidden behind what a student is
