@@ -157,9 +157,14 @@ def test_what_show_prints_is_a_config(name: str, foreshot_) -> None:
     assert yaml.safe_load(ended.out)["seed"] == 5
 
 
-def test_the_schema_is_that_of_the_config(foreshot_) -> None:
-    ended = foreshot_("show", "--schema")
-    assert json.loads(ended.out) == Config.model_json_schema()
+def test_the_schema_is_that_of_the_config_with_bare_names(foreshot_) -> None:
+    told, own = json.loads(foreshot_("show", "--schema").out), Config.model_json_schema()
+    *members, names = told["properties"]["attack"]["oneOf"]
+    assert members == own["properties"]["attack"]["oneOf"]
+    assert {*names["enum"]} == {*ATTACKS}
+    assert told["$defs"]["Pgd"] == own["$defs"]["Pgd"]
+    screens = told["$defs"]["Combined"]["properties"]["screens"]["items"]["oneOf"][-1]
+    assert "scan" in screens["enum"]
 
 
 @pytest.mark.parametrize(

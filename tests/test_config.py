@@ -196,6 +196,7 @@ def test_a_key_of_a_member_without_a_proper_name_is_one_sentence() -> None:
         ("attack: {name: cw, rate: 0.2}", ["attack=fgsm"], ["attack={name: fgsm, rate: 0.2}"]),
         ("", ["attack.rate=0.2", "attack=fgsm"], ["attack={name: fgsm, rate: 0.2}"]),
         ("attack: fgsm", ["attack.rate=0.2"], ["attack={name: fgsm, rate: 0.2}"]),
+        ("", ["attack.rate=0.2", "attack= 'fgsm'  # !"], ["attack={name: fgsm, rate: 0.2}"]),
         ("", ["distillation.terms.0.loss=dkd"], ["distillation.terms=[{loss: {name: dkd}}]"]),
         (
             "defence: {name: combined, screens: [scan, {name: lid, neighbours: 3}]}",

@@ -279,7 +279,8 @@ def _by_name(setting: str) -> str:
     """For a member's bare name: "attack=fgsm" is "attack.name=fgsm"."""
     key, _, text = setting.partition("=")
     family = members_of(annotation_at(Config, key.split(".")))
-    return f"{key}.name={text}" if text in family else setting
+    bare = bool(family) and read_yaml(text, f"--set {setting}") in [*family]
+    return f"{key}.name={text}" if bare else setting
 
 
 def _ordered(settings: Iterable[str]) -> list[str]:

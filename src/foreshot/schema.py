@@ -107,6 +107,21 @@ def spelled_out(value: Any, annotation: Any) -> Any:
     return value
 
 
+def json_schema(root: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a config as it is written, in which a bare name is a member, too."""
+    return _with_names(root.model_json_schema())
+
+
+def _with_names(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_with_names(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: _with_names(part) for key, part in schema.items()}
+    family = schema.get("discriminator", {}).get("mapping")
+    return schema | {"oneOf": [*schema["oneOf"], {"enum": [*family]}]} if family else schema
+
+
 def _dotted(loc: Sequence[str], root: type[BaseModel]) -> str:
     """A location as the user writes it: without the tags that pydantic puts between."""
     parts: list[str] = []

@@ -474,7 +474,7 @@ def test_relative_unlearning_holds_the_student_and_asks_the_teacher(view: Defend
     listened, heard = overheard(view)
     x = pixels(view.transfer.images[:40])
     module = unlearning(listened, 0.3, RAMP, 0.2)
-    value = float(module(x, teacher_logits=torch.full((40, 4), torch.nan))["loss"].detach())
+    value = float(module(x)["loss"].detach())
     plain, stepped, changed = heard  # where the change is to keep its answers, and the lesson
     assert torch.equal(plain, x)
     assert torch.equal(stepped, (x + RAMP).clamp(0, 1))
@@ -574,7 +574,8 @@ def test_more_is_unlearned_until_it_is_enough(
             changes=SimpleNamespace(patterns=patterns),
         )
 
-    def tune(_: Tuning, lesson: relative.Unlearning, __: DefenderView) -> None:
+    def tune(_: Tuning, lesson: relative.Unlearning, __: DefenderView, ask: bool) -> None:
+        assert not ask  # the teacher is asked about changed images alone
         lessons.append((round(lesson.share, 3), [int(one.target) for one in lesson.suspects]))
 
     monkeypatch.setattr(relative, "audit_student", audited)
@@ -612,10 +613,10 @@ class Watched(Nad):
 
     trained: ClassVar[list[Distiller]] = []
 
-    def tune(self, module: nn.Module, view: DefenderView) -> None:
+    def tune(self, module: nn.Module, view: DefenderView, ask: bool = True) -> None:
         assert isinstance(module, Distiller)
         self.trained.append(module)
-        super().tune(module, view)
+        super().tune(module, view, ask)
 
 
 def test_the_guide_of_nad_is_a_tuned_copy(view: DefenderView) -> None:

@@ -63,6 +63,7 @@ def show(
     import json
 
     from foreshot.config import Config, dump, load_config
+    from foreshot.schema import json_schema
 
     config = load_config(preset, settings or ())
-    print(json.dumps(Config.model_json_schema(), indent=1) if schema else dump(config).rstrip())
+    print(json.dumps(json_schema(Config), indent=1) if schema else dump(config).rstrip())

@@ -59,7 +59,7 @@ class RelativeUnlearning(Tuning):
     Args:
         rounds: of searching and tuning, at most. A trigger may be hidden behind what a student is
             weak at by itself, which the first rounds take away.
-        share: of the second term in the first round, 0 to 1; it never is more than a half later.
+        share: of the second term in the first round, 0 to 1; it grows to a half at most.
         reach: largest root mean square of d, in units of that of the smallest change that turns
             the teacher to the class.
     """
@@ -94,8 +94,9 @@ class RelativeUnlearning(Tuning):
                 largest = self.reach * audited.usual[target]
                 change = audited.changes.patterns[target]
                 lesson.suspects.append(Suspect(target, change, largest).to(view.compute.device))
-            lesson.share = max(self.share, min(self.share * GROWTH**number, 0.5))
-            self.tune(lesson, view)
+            if number:
+                lesson.share = max(lesson.share, min(lesson.share * GROWTH, 0.5))
+            self.tune(lesson, view, ask=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,11 +137,9 @@ class Unlearning(nn.Module):
         self.suspects: list[Suspect] = []
 
     def forward(self, x: Tensor, **targets: Tensor) -> dict[str, Tensor]:
-        # The teacher's answers to the plain images are not its answers to the changed ones.
-        others = {name: target for name, target in targets.items() if name != "teacher_logits"}
         with evaluating(self):
             kept = self.anchor(self.mixed(x))["loss"]
-            unlearnt = self.lesson(self.changed(x), **others)["loss"]
+            unlearnt = self.lesson(self.changed(x), **targets)["loss"]
         return {"loss": (1 - self.share) * kept + self.share * unlearnt}
 
     def mixed(self, x: Tensor) -> Tensor:

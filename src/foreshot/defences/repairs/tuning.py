@@ -55,12 +55,13 @@ class Tuning(Repair):
         given = float(self.labels == "given")
         return Distiller(student, guide or view.teacher, [*answers, *terms], given)
 
-    def tune(self, module: nn.Module, view: DefenderView) -> None:
+    def tune(self, module: nn.Module, view: DefenderView, ask: bool = True) -> None:
         """Trains those parameters of a module that may be trained, on the clean images.
 
         Args:
             module: takes images and either `teacher_logits` or labels `y`, as a `Distiller` does.
             view: what the defender knows.
+            ask: whether the module takes the teacher's answers to the images, where it may answer.
 
         Raises:
             ForeshotError: labels are to be given, and are not.
@@ -73,7 +74,7 @@ class Tuning(Repair):
                     f"defence {self.title}: expected a clean set with labels, found none"
                 )
             targets["y"] = clean.labels
-        elif augment not in STRONG:
+        elif ask and augment not in STRONG:
             asked = view.teacher
         fit(
             module,
