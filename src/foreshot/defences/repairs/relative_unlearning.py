@@ -45,7 +45,7 @@ class RelativeUnlearning(Tuning):
     Before it is shown, d itself takes a step towards what turns this student to its class, and not
     the teacher, and may grow to `reach`. A trigger is larger than the smallest change that works,
     and where one change is unlearned there are others to the same class: universal adversarial
-    training (Shafahi et al., arXiv 1811.11304), for the one class that is suspicious.
+    training (Shafahi et al., arXiv 1811.11304), for the classes that are suspicious.
 
     The first term holds the student where it was, so that a change which was no trigger's costs
     less; the teacher answers for the changed images themselves, so that what turns it as well is
@@ -96,6 +96,7 @@ class RelativeUnlearning(Tuning):
                 lesson.suspects.append(Suspect(target, change, largest).to(view.compute.device))
             if number:
                 lesson.share = max(lesson.share, min(lesson.share * GROWTH, 0.5))
+            # What the teacher says of the plain images is not what it says of the changed ones.
             self.tune(lesson, view, ask=False)
 
 
